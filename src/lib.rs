@@ -1,5 +1,7 @@
 //! Trains any exported ONNX classifier with sharpness-aware optimizers.
 
+pub mod autodiff;
+pub mod builder;
 pub mod error;
 pub mod ir;
 

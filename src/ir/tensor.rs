@@ -69,11 +69,7 @@ impl Tensor {
 
     /// A vector of integers, as ONNX takes axes, shapes and pads.
     pub fn ints(values: &[i64]) -> Self {
-        Self {
-            dtype: DType::I64,
-            shape: vec![values.len()],
-            bytes: Arc::new(bytemuck::cast_slice(values).to_vec()),
-        }
+        Self { dtype: DType::I64, shape: vec![values.len()], bytes: Arc::new(bytemuck::cast_slice(values).to_vec()) }
     }
 
     /// Element type.

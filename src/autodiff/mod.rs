@@ -1,0 +1,108 @@
+//! Reverse-mode differentiation of a concretized graph.
+//!
+//! [`table`] names, for every operator, its VJP rule (vector–Jacobian product) or that it has no gradient. A rule turns the
+//! cotangents of a node's outputs into cotangents of its inputs by appending nodes. The driver here does everything else: it
+//! visits nodes in reverse, sums the cotangents of values read more than once, undoes broadcasting, and refuses whatever the
+//! table or the rule does not know.
+
+mod elementwise;
+mod rule;
+pub mod table;
+
+pub use rule::{Call, Cotangents, Rule};
+
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{Graph, Node, Source, ValueId};
+use std::collections::{HashMap, HashSet};
+use table::Entry;
+
+/// Appends the gradient of `Σ ⟨cotangent, output⟩` with respect to each of `wrt`.
+///
+/// `seeds` pairs outputs with their cotangents, which have the output's shape. The result has, for each of `wrt`, the value of
+/// the same shape that holds the gradient, named `grad/<value>`, or `None` where no path leads to an output.
+///
+/// # Errors
+/// Names the first node on a path from `wrt` to an output that has no rule, or that the rule refuses.
+pub fn differentiate(graph: &mut Graph, seeds: &[(ValueId, ValueId)], wrt: &[ValueId]) -> Result<Vec<Option<ValueId>>> {
+    graph.check_typed()?;
+    let forward = graph.nodes.len();
+    let needed = depends_on(graph, wrt);
+    let mut cotangents: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
+    for (output, seed) in seeds {
+        cotangents.entry(*output).or_default().push(*seed);
+    }
+    let mut builder = Builder::new(graph, "grad");
+    for i in (0..forward).rev() {
+        let node = builder.graph.nodes[i].clone();
+        let reached = |v: &Option<ValueId>| v.is_some_and(|v| needed.contains(&v) && cotangents.contains_key(&v));
+        if !node.outputs.iter().any(reached) {
+            continue;
+        }
+        let entry = table::find(&node).map_err(|e| node.blame(e))?;
+        let Entry::Rule(rule) = entry else { continue };
+        let mut dy = Vec::with_capacity(node.outputs.len());
+        for output in &node.outputs {
+            dy.push(output.and_then(|v| total(&mut builder, &mut cotangents, v).transpose()).transpose()?);
+        }
+        builder.scope(&format!("grad/{}", node.name));
+        let wants: Vec<bool> = node.inputs.iter().map(|v| v.is_some_and(|v| needed.contains(&v))).collect();
+        let call = Call::new(&node, dy, wants);
+        let result = rule(&mut builder, &call).and_then(|dx| call.finish().map(|()| dx)).map_err(|e| node.blame(e))?;
+        for (slot, dx) in result.into_iter().enumerate() {
+            let (Some(dx), Some(x)) = (dx, node.input(slot)) else { continue };
+            if needed.contains(&x) {
+                let shape = builder.shape(x).to_vec();
+                let dx = builder.unbroadcast(dx, &shape);
+                cotangents.entry(x).or_default().push(dx);
+            }
+        }
+    }
+    let mut gradients = Vec::with_capacity(wrt.len());
+    for v in wrt {
+        gradients.push(total(&mut builder, &mut cotangents, *v)?);
+    }
+    let mut named = HashSet::new();
+    for (v, gradient) in wrt.iter().zip(&gradients) {
+        if let Some(g) = gradient.filter(|g| graph[*g].source == Source::Node && named.insert(*g)) {
+            let name = format!("grad/{}", graph[*v].name);
+            graph.rename(g, &name);
+        }
+    }
+    graph.check_typed()?;
+    Ok(gradients)
+}
+
+/// Sums the cotangents of `v` collected so far into one.
+fn total(
+    builder: &mut Builder<'_>,
+    cotangents: &mut HashMap<ValueId, Vec<ValueId>>,
+    v: ValueId,
+) -> Result<Option<ValueId>> {
+    let Some(parts) = cotangents.get_mut(&v) else { return Ok(None) };
+    let mut sum = parts[0];
+    for part in &parts[1..] {
+        sum = builder.add(sum, *part)?;
+    }
+    *parts = vec![sum];
+    Ok(Some(sum))
+}
+
+/// Values that depend on any of `wrt` through floating point values.
+fn depends_on(graph: &Graph, wrt: &[ValueId]) -> HashSet<ValueId> {
+    let mut set: HashSet<ValueId> = wrt.iter().copied().collect();
+    for node in &graph.nodes {
+        if node.inputs.iter().flatten().any(|v| set.contains(v)) {
+            let float = |v: &&ValueId| graph[**v].ty.as_ref().is_none_or(|t| t.dtype.is_float());
+            set.extend(node.outputs.iter().flatten().filter(float));
+        }
+    }
+    set
+}
+
+/// The nodes that depend on `wrt` and have no table entry, each as the error that differentiating it would give.
+pub fn missing_rules(graph: &Graph, wrt: &[ValueId]) -> Vec<Error> {
+    let needed = depends_on(graph, wrt);
+    let on_path = |n: &&Node| n.outputs.iter().flatten().any(|v| needed.contains(v));
+    graph.nodes.iter().filter(on_path).filter_map(|n| table::find(n).err().map(|e| n.blame(e))).collect()
+}

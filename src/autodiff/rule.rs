@@ -1,0 +1,79 @@
+//! What a VJP rule sees of its node.
+
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{AttrReader, Node, ValueId};
+
+/// A VJP rule: from the cotangents of the outputs to one optional cotangent per input, in order.
+///
+/// A cotangent may be larger than its input where the operator broadcast it; the driver sums it down. Inputs without a
+/// gradient (indices, shapes) and inputs nobody asks for ([`Call::wants`]) get `None`. Trailing `None`s may be left out.
+pub type Rule = fn(&mut Builder<'_>, &Call<'_>) -> Cotangents;
+
+/// What a rule returns: one optional cotangent per input.
+pub type Cotangents = Result<Vec<Option<ValueId>>>;
+
+/// One node to be differentiated.
+pub struct Call<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Its attributes; one that no rule reads is refused.
+    pub attrs: AttrReader<'a>,
+    dy: Vec<Option<ValueId>>,
+    wants: Vec<bool>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(node: &'a Node, dy: Vec<Option<ValueId>>, wants: Vec<bool>) -> Self {
+        Self { node, attrs: AttrReader::new(&node.attrs), dy, wants }
+    }
+
+    /// Input `i`.
+    ///
+    /// # Errors
+    /// When the file leaves it out.
+    pub fn x(&self, i: usize) -> Result<ValueId> {
+        self.node.input(i).ok_or_else(|| Error::new(format!("input {i} is missing")))
+    }
+
+    /// Input `i` where it is optional.
+    pub fn opt(&self, i: usize) -> Option<ValueId> {
+        self.node.input(i)
+    }
+
+    /// Output `i` of the forward node. Rules prefer it to the input where either serves.
+    ///
+    /// # Errors
+    /// When the file leaves it out.
+    pub fn y(&self, i: usize) -> Result<ValueId> {
+        self.node.output(i).ok_or_else(|| Error::new(format!("output {i} is missing")))
+    }
+
+    /// Cotangent of the first output; the driver calls a rule only if some output has one.
+    ///
+    /// # Errors
+    /// When only another output has a cotangent: the gradient through that output is not known.
+    pub fn dy(&self) -> Result<ValueId> {
+        if self.dy.iter().skip(1).any(Option::is_some) {
+            crate::bail!("a gradient through its second or later output is not supported");
+        }
+        self.dy.first().copied().flatten().ok_or_else(|| Error::new("its first output has no cotangent"))
+    }
+
+    /// Cotangent of output `i`, for operators with several outputs.
+    pub fn dy_of(&self, i: usize) -> Option<ValueId> {
+        self.dy.get(i).copied().flatten()
+    }
+
+    /// Whether somebody asks for the gradient of input `i`.
+    pub fn wants(&self, i: usize) -> bool {
+        self.wants.get(i).copied().unwrap_or(false)
+    }
+
+    pub(super) fn finish(&self) -> Result<()> {
+        match self.attrs.unread().as_slice() {
+            [] => Ok(()),
+            names => Err(Error::new(format!("attribute {} is not known to its gradient rule", names.join(", ")))),
+        }
+    }
+}
