@@ -44,6 +44,14 @@ impl Error {
         self
     }
 
+    /// Takes over the hint of `other`, when this error has none.
+    pub fn hint_from(self, other: &Error) -> Self {
+        match &other.0.hint {
+            Some(hint) => self.hint(hint.clone()),
+            None => self,
+        }
+    }
+
     /// The cause alone, without place and hint.
     pub fn cause(&self) -> &str {
         &self.0.cause

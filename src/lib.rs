@@ -4,5 +4,7 @@ pub mod autodiff;
 pub mod builder;
 pub mod error;
 pub mod ir;
+pub mod onnx;
+pub mod trace;
 
 pub use error::{Error, Result};

@@ -20,7 +20,7 @@ impl Graph {
             defined[at(v)] = match &value.source {
                 Source::Node => false,
                 Source::Input(_) => self.inputs.contains(&v),
-                Source::Constant(t) | Source::Param(t) => {
+                Source::Constant(t) | Source::Param(t) | Source::Stat(t) => {
                     if value.ty != Some(t.ty()) {
                         crate::bail!("type of constant `{}` differs from its tensor", value.name);
                     }

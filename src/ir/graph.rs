@@ -73,6 +73,8 @@ pub enum Source {
     Constant(Tensor),
     /// A trainable parameter, with its value in the file. Emitted stages take it as an input.
     Param(Tensor),
+    /// A running statistic of a BatchNormalization, with its value in the file. Stages take it as an input too.
+    Stat(Tensor),
 }
 
 /// A tensor of the graph.
@@ -154,7 +156,7 @@ impl Graph {
         let name = self.unique_name(name);
         self.names.insert(name.clone(), id);
         let ty = match &source {
-            Source::Constant(t) | Source::Param(t) => Some(t.ty()),
+            Source::Constant(t) | Source::Param(t) | Source::Stat(t) => Some(t.ty()),
             Source::Node | Source::Input(_) => ty,
         };
         self.values.push(Value { name, ty, source });
@@ -213,6 +215,14 @@ impl Graph {
     /// The trainable parameters, in the order of the file.
     pub fn params(&self) -> Vec<ValueId> {
         self.value_ids().filter(|v| self.param(*v).is_some()).collect()
+    }
+
+    /// The tensor behind a constant, parameter or running statistic.
+    pub fn tensor(&self, id: ValueId) -> Option<&Tensor> {
+        match &self[id].source {
+            Source::Constant(t) | Source::Param(t) | Source::Stat(t) => Some(t),
+            Source::Node | Source::Input(_) => None,
+        }
     }
 
     /// Type of a value.
@@ -295,7 +305,7 @@ impl std::ops::IndexMut<ValueId> for Graph {
 impl Graph {
     /// Changes where a value comes from, for instance a computed value into the constant it always has.
     pub fn set_source(&mut self, id: ValueId, source: Source) {
-        if let Source::Constant(t) | Source::Param(t) = &source {
+        if let Source::Constant(t) | Source::Param(t) | Source::Stat(t) = &source {
             self[id].ty = Some(t.ty());
         }
         self[id].source = source;

@@ -1,0 +1,119 @@
+//! Writes a [`Graph`] as plain ONNX.
+
+use super::attrs::from_attr;
+use super::tensor::to_proto;
+use crate::error::{Error, IoContext, Result};
+use crate::ir::{DType, Declared, Dim, Graph, Source, Type, ValueId};
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::{
+    GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
+};
+use protobuf::MessageField;
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::Path;
+
+/// Where an emitted graph takes its parameters and running statistics from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// They are inputs, after the graph's own.
+    Inputs,
+    /// They are initializers with their values in the file.
+    Initializers,
+}
+
+/// The file format version written: the newest that every runtime this crate supports reads.
+const IR_VERSION: i64 = 10;
+
+/// Turns a graph into a model. Values that nothing reads are left out.
+pub fn emit(graph: &Graph, weights: Weights) -> ModelProto {
+    let mut g = GraphProto { name: graph.name.clone(), ..Default::default() };
+    let name = |v: Option<ValueId>| v.map_or_else(String::new, |v| graph[v].name.clone());
+    let read = graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten());
+    let used: HashSet<ValueId> = read.chain(&graph.outputs).copied().collect();
+    g.input = graph.inputs.iter().map(|v| value_info(graph, *v)).collect();
+    for v in graph.value_ids().filter(|v| used.contains(v)) {
+        match (&graph[v].source, weights) {
+            (Source::Param(_) | Source::Stat(_), Weights::Inputs) => g.input.push(value_info(graph, v)),
+            (Source::Constant(t) | Source::Param(t) | Source::Stat(t), _) => {
+                g.initializer.push(to_proto(&graph[v].name, t));
+            }
+            (Source::Node | Source::Input(_), _) => {}
+        }
+    }
+    g.output = graph.outputs.iter().map(|v| value_info(graph, *v)).collect();
+    g.node = graph
+        .nodes
+        .iter()
+        .map(|n| NodeProto {
+            name: n.name.clone(),
+            domain: n.domain.clone(),
+            op_type: n.op.clone(),
+            input: n.inputs.iter().map(|v| name(*v)).collect(),
+            output: n.outputs.iter().map(|v| name(*v)).collect(),
+            attribute: n.attrs.iter().map(|(k, v)| from_attr(k, v)).collect(),
+            ..Default::default()
+        })
+        .collect();
+    let opset = |(d, v): (&String, &i64)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() };
+    ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "bisam".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        opset_import: graph.opsets.iter().map(opset).collect(),
+        graph: MessageField::some(g),
+        ..Default::default()
+    }
+}
+
+fn value_info(graph: &Graph, v: ValueId) -> ValueInfoProto {
+    let value = &graph[v];
+    let fixed = |t: &Type| (t.dtype, Some(t.shape.iter().map(|d| Dim::Fixed(*d)).collect::<Vec<_>>()));
+    let ty = match (&value.ty, &value.source) {
+        (Some(t), _) => Some(fixed(t)),
+        (None, Source::Input(Declared { dtype, dims })) => Some((*dtype, dims.clone())),
+        (None, _) => None,
+    };
+    let mut info = ValueInfoProto { name: value.name.clone(), ..Default::default() };
+    if let Some((dtype, dims)) = ty {
+        info.type_ = MessageField::some(tensor_type(dtype, dims.as_deref()));
+    }
+    info
+}
+
+fn tensor_type(dtype: DType, dims: Option<&[Dim]>) -> TypeProto {
+    let dimension = |d: &Dim| Dimension {
+        value: match d {
+            Dim::Fixed(n) => Some(dimension::Value::DimValue(*n as i64)),
+            Dim::Symbol(s) => Some(dimension::Value::DimParam(s.clone())),
+            Dim::Unknown => None,
+        },
+        ..Default::default()
+    };
+    let shape = dims.map(|d| TensorShapeProto { dim: d.iter().map(dimension).collect(), ..Default::default() });
+    let tensor = type_proto::Tensor { elem_type: dtype.onnx(), shape: shape.into(), ..Default::default() };
+    TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }
+}
+
+/// Writes a model to a temporary file beside `path`, syncs it and renames it: `path` holds either the old or the new file.
+///
+/// # Errors
+/// A model too large for one protobuf message (2 GiB), or an I/O error; `path` is then as it was.
+pub fn save(model: &ModelProto, path: &Path) -> Result<()> {
+    let bytes =
+        model.write_to_bytes().map_err(|e| Error::new(format!("cannot encode the model: {e}")).in_file(path))?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it.
+///
+/// # Errors
+/// An I/O error; `path` is then as it was.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).file(path)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).file(path)?;
+    file.persist(path).map_err(|e| e.error).file(path)?;
+    Ok(())
+}

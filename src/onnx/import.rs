@@ -1,0 +1,267 @@
+//! `ModelProto` → [`Graph`]: functions inlined, constants lifted, nodes sorted, old operator versions upgraded.
+
+use super::attrs::to_attr;
+use super::external::DataFiles;
+use super::roles::{RoleReason, assign};
+use super::{inline, upgrade};
+use crate::error::{Error, IoContext, Result};
+use crate::ir::{Attr, Attrs, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
+use onnx_protobuf::tensor_shape_proto::dimension;
+use onnx_protobuf::{GraphProto, Message, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// A dimension larger than this is a damaged file, not a model.
+const MAX_DIM: i64 = 1 << 31;
+
+/// The oldest operator set read; versions before it have other broadcasting rules.
+const MIN_OPSET: i64 = 7;
+
+/// An imported file: the message as it was, for export, and the graph made of it.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// The message as it was.
+    pub proto: ModelProto,
+    /// The graph, not concretized yet.
+    pub graph: Graph,
+    /// For every float constant, whether it is trained, and why.
+    pub roles: Vec<RoleReason>,
+}
+
+/// Reads an ONNX file.
+///
+/// # Errors
+/// Anything that is not a well-formed ONNX model with a graph: names the file, and the node or tensor at fault.
+pub fn import(path: impl AsRef<Path>) -> Result<Model> {
+    let path = path.as_ref();
+    let read = || -> Result<Model> {
+        let bytes = std::fs::read(path).file(path)?;
+        if bytes.is_empty() {
+            return Err(Error::new("the file is empty"));
+        }
+        let proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
+            Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let mut graph = to_graph(&proto, folder)?;
+        let roles = assign(&mut graph);
+        graph.check()?;
+        Ok(Model { path: path.to_owned(), proto, graph, roles })
+    };
+    read().map_err(|e| e.in_file(path))
+}
+
+fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
+    let Some(g) = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty()) else {
+        return Err(Error::new("the model has no graph").hint("this is not an exported ONNX model"));
+    };
+    let mut graph = Graph::default();
+    graph.name.clone_from(&g.name);
+    for import in proto.opset_import.iter().chain(proto.functions.iter().flat_map(|f| &f.opset_import)) {
+        let domain = domain(&import.domain);
+        let newest = graph.opsets.entry(domain.into()).or_insert(0);
+        *newest = import.version.max(*newest);
+    }
+    let functions: HashSet<&str> = proto.functions.iter().map(|f| f.domain.as_str()).collect();
+    graph.opsets.retain(|d, _| d.is_empty() || !functions.contains(d.as_str()));
+    let opset = graph.opset();
+    if opset < MIN_OPSET {
+        return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
+            .hint("convert the file with onnx.version_converter, or export it again"));
+    }
+    let mut files = DataFiles::new(folder);
+    let mut values = constants(&mut graph, g, &mut files)?;
+    for info in &g.input {
+        // Before IR version 4 initializers were listed as inputs too.
+        if !values.contains_key(&info.name) {
+            let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause()));
+            let declared = declared(info).map_err(at)?;
+            let v = graph.add_value(&info.name, None, Source::Input(declared));
+            graph.inputs.push(v);
+            values.insert(info.name.clone(), v);
+        }
+    }
+    let nodes = inline::inline(proto)?;
+    for i in topological_order(&nodes, &values)? {
+        let node = &nodes[i];
+        add_node(&mut graph, node, &mut values, &mut files)
+            .map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
+    }
+    upgrade::upgrade(&mut graph)?;
+    for info in &g.output {
+        let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
+        graph.outputs.push(*v);
+    }
+    Ok(graph)
+}
+
+fn domain(name: &str) -> &str {
+    if name == "ai.onnx" { "" } else { name }
+}
+
+fn display_name(node: &NodeProto) -> &str {
+    if node.name.is_empty() { node.output.first().map_or("", String::as_str) } else { &node.name }
+}
+
+fn constants(graph: &mut Graph, g: &GraphProto, files: &mut DataFiles) -> Result<HashMap<String, ValueId>> {
+    let mut values = HashMap::new();
+    for init in &g.initializer {
+        let at = |e: Error| Error::new(format!("initializer `{}`: {}", init.name, e.cause())).hint_from(&e);
+        let tensor = files.read(init).map_err(at)?;
+        let v = graph.add_value(&init.name, None, Source::Constant(tensor));
+        if values.insert(init.name.clone(), v).is_some() {
+            crate::bail!("initializer `{}` is there twice", init.name);
+        }
+    }
+    for sparse in &g.sparse_initializer {
+        let name = &sparse.values.name;
+        let at = |e: Error| Error::new(format!("sparse initializer `{name}`: {}", e.cause()));
+        let tensor = dense(sparse, files).map_err(at)?;
+        values.insert(name.clone(), graph.add_value(name, None, Source::Constant(tensor)));
+    }
+    Ok(values)
+}
+
+/// A sparse tensor written out; indices are linear or one row per element.
+fn dense(sparse: &onnx_protobuf::SparseTensorProto, files: &mut DataFiles) -> Result<Tensor> {
+    let shape: Option<Vec<usize>> = sparse.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let shape = shape.ok_or_else(|| Error::new("negative dimension"))?;
+    let (values, indices) = (files.read(&sparse.values)?, files.read(&sparse.indices)?);
+    let flat = indices.to_i64().unwrap_or_default();
+    let width = if indices.shape().len() == 2 { indices.shape()[1] } else { 1 };
+    let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n < MAX_DIM as usize);
+    let mut out = vec![0.0; size.ok_or_else(|| Error::new("too large to write out"))?];
+    for (index, value) in flat.chunks(width.max(1)).zip(values.to_f64()) {
+        let linear = if indices.shape().len() == 2 {
+            index.iter().zip(&shape).fold(0usize, |n, (i, d)| n.wrapping_mul(*d).wrapping_add(*i as usize))
+        } else {
+            index[0] as usize
+        };
+        *out.get_mut(linear).ok_or_else(|| Error::new("index out of range"))? = value;
+    }
+    Ok(Tensor::from_f64(values.dtype(), &shape, &out))
+}
+
+fn declared(info: &ValueInfoProto) -> Result<Declared> {
+    let ty: &TypeProto = info.type_.as_ref().ok_or_else(|| Error::new("it has no type"))?;
+    let Some(type_proto::Value::TensorType(t)) = &ty.value else {
+        return Err(Error::new("only tensors can be inputs").hint("export the model without sequences or maps"));
+    };
+    let dtype = DType::from_onnx(t.elem_type)
+        .ok_or_else(|| Error::new(format!("tensors of ONNX type {} are not supported", t.elem_type)))?;
+    let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
+        Some(dimension::Value::DimValue(n)) if (0..MAX_DIM).contains(n) => Ok(Dim::Fixed(*n as usize)),
+        // Several old exporters wrote -1 for "any".
+        Some(dimension::Value::DimValue(-1)) | None => Ok(Dim::Unknown),
+        Some(dimension::Value::DimValue(n)) => Err(Error::new(format!("dimension {n} is not possible"))),
+        Some(dimension::Value::DimParam(s)) if s.is_empty() => Ok(Dim::Unknown),
+        Some(dimension::Value::DimParam(s)) => Ok(Dim::Symbol(s.clone())),
+        Some(_) => Ok(Dim::Unknown),
+    };
+    let dims = t.shape.as_ref().map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>>>()).transpose()?;
+    Ok(Declared { dtype, dims })
+}
+
+/// Indices of the nodes in an order in which every value is made before it is read; the file's own where that is one.
+fn topological_order(nodes: &[NodeProto], constants: &HashMap<String, ValueId>) -> Result<Vec<usize>> {
+    let mut maker: HashMap<&str, usize> = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        for out in node.output.iter().filter(|o| !o.is_empty()) {
+            if maker.insert(out, i).is_some() || constants.contains_key(out) {
+                return Err(
+                    Error::new(format!("value `{out}` is made twice")).at_node(&node.op_type, display_name(node))
+                );
+            }
+        }
+    }
+    let mut waits = vec![0usize; nodes.len()];
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for (i, node) in nodes.iter().enumerate() {
+        for input in node.input.iter().filter(|n| !n.is_empty()) {
+            match maker.get(input.as_str()) {
+                Some(m) => {
+                    readers[*m].push(i);
+                    waits[i] += 1;
+                }
+                None if constants.contains_key(input) => {}
+                None => {
+                    let e = Error::new(format!("it reads `{input}`, which nothing makes"));
+                    return Err(e.at_node(&node.op_type, display_name(node)));
+                }
+            }
+        }
+    }
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|i| waits[*i] == 0).map(Reverse).collect();
+    let mut order = Vec::with_capacity(nodes.len());
+    while let Some(Reverse(i)) = ready.pop() {
+        order.push(i);
+        for r in &readers[i] {
+            waits[*r] -= 1;
+            if waits[*r] == 0 {
+                ready.push(Reverse(*r));
+            }
+        }
+    }
+    match (0..nodes.len()).find(|i| waits[*i] > 0) {
+        None => Ok(order),
+        Some(i) => Err(Error::new("the graph has a cycle through this node")
+            .at_node(&nodes[i].op_type, display_name(&nodes[i]))
+            .hint("an ONNX graph must be acyclic; export the model again")),
+    }
+}
+
+fn add_node(
+    graph: &mut Graph,
+    node: &NodeProto,
+    values: &mut HashMap<String, ValueId>,
+    files: &mut DataFiles,
+) -> Result<()> {
+    if node.op_type == "Constant" && domain(&node.domain).is_empty() {
+        let [out] = node.output.as_slice() else { crate::bail!("a Constant has one output") };
+        let tensor = constant_value(node, files)?;
+        values.insert(out.clone(), graph.add_value(out, None, Source::Constant(tensor)));
+        return Ok(());
+    }
+    let attrs: Attrs =
+        node.attribute.iter().map(|a| Ok((a.name.clone(), to_attr(a, files)?))).collect::<Result<_>>()?;
+    let inputs = node.input.iter().map(|n| values.get(n).copied()).collect();
+    let mut outputs = Vec::with_capacity(node.output.len());
+    for out in &node.output {
+        outputs.push((!out.is_empty()).then(|| {
+            let v = graph.add_value(out, None, Source::Node);
+            values.insert(out.clone(), v);
+            v
+        }));
+    }
+    while outputs.last() == Some(&None) {
+        outputs.pop();
+    }
+    graph.nodes.push(Node {
+        name: display_name(node).to_owned(),
+        domain: domain(&node.domain).to_owned(),
+        op: node.op_type.clone(),
+        inputs,
+        outputs,
+        attrs,
+    });
+    Ok(())
+}
+
+fn constant_value(node: &NodeProto, files: &mut DataFiles) -> Result<Tensor> {
+    let [a] = node.attribute.as_slice() else { crate::bail!("a Constant has one attribute") };
+    if a.name == "sparse_value" {
+        return dense(&a.sparse_tensor, files);
+    }
+    match (a.name.as_str(), to_attr(a, files)?) {
+        ("value", Attr::Tensor(t)) => Ok(t),
+        ("value_float", Attr::Float(v)) => Ok(Tensor::scalar(DType::F32, f64::from(v))),
+        ("value_int", Attr::Int(v)) => Tensor::new(&[], &[v]),
+        ("value_floats", Attr::Floats(v)) => Tensor::new(&[v.len()], &v),
+        ("value_ints", Attr::Ints(v)) => Ok(Tensor::ints(&v)),
+        (name, _) => crate::bail!("a Constant with `{name}` is not supported"),
+    }
+}

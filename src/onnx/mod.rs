@@ -1,0 +1,15 @@
+//! ONNX files: reading a `ModelProto` into a [`Graph`](crate::ir::Graph) and writing graphs out as plain ONNX.
+
+mod attrs;
+mod emit;
+mod external;
+mod import;
+mod inline;
+mod roles;
+mod tensor;
+mod upgrade;
+
+pub use emit::{Weights, emit, save};
+pub use import::{Model, import};
+pub use roles::{Role, RoleReason};
+pub use tensor::{to_proto, to_tensor};

@@ -1,0 +1,177 @@
+//! Concretize: fixes the batch size, and reads every type and shape off a run of the graph itself.
+//!
+//! Tracing replaces a hundred and fifty shape functions. The graph runs at two small batch sizes with every intermediate value
+//! exposed; a dimension that differs follows the batch linearly, so no large activation is ever held. Afterwards `Shape` is a
+//! constant, and whatever depends on constants alone is folded by running it.
+
+mod fold;
+
+use crate::error::{Error, Result};
+use crate::ir::{DType, Declared, Dim, Graph, Source, Tensor, Type, ValueId};
+use crate::onnx::{Weights, emit};
+use onnx_protobuf::{Message, ModelProto};
+use std::collections::BTreeMap;
+
+/// Runs plain ONNX models; the engine implements it on ONNX Runtime.
+pub trait Evaluator {
+    /// Runs a model once; the outputs in order.
+    ///
+    /// # Errors
+    /// Whatever the runtime says, naming the node where it does.
+    fn evaluate(&self, model: &[u8], inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>>;
+}
+
+/// The sizes that a file leaves open.
+#[derive(Debug, Clone, Default)]
+pub struct Sizes {
+    /// Samples in a batch.
+    pub batch: usize,
+    /// Other named dimensions, such as `sequence`; what is not named gets [`DEFAULT_DIM`].
+    pub dims: BTreeMap<String, usize>,
+    /// Whole shapes of inputs, batch included, by name; they win over everything else.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl Sizes {
+    /// Batches of this many samples, everything else as the file says.
+    pub fn batch(batch: usize) -> Self {
+        Self { batch, ..Self::default() }
+    }
+}
+
+/// Size of a dimension nobody names.
+pub const DEFAULT_DIM: usize = 16;
+
+/// The batch sizes traced; they are prime, so that no product of them is taken for another dimension.
+const TRACED: [usize; 2] = [2, 3];
+
+/// Fixes the sizes, fills in the type of every value and folds what is constant.
+///
+/// # Errors
+/// A graph that does not run, or whose shapes do not follow the batch size; names the node.
+pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<()> {
+    let targets = input_shapes(graph, sizes)?;
+    let batch = sizes.batch;
+    let small = |shapes: &BTreeMap<ValueId, Vec<usize>>, n: usize| -> BTreeMap<ValueId, Vec<usize>> {
+        let shrink = |(v, s): (&ValueId, &Vec<usize>)| {
+            let mut s = s.clone();
+            if let Some(first) = s.first_mut().filter(|d| **d == batch) {
+                *first = n;
+            }
+            (*v, s)
+        };
+        shapes.iter().map(shrink).collect()
+    };
+    let [a, b] = TRACED;
+    // A batch no larger than the traced ones is traced itself.
+    let types = if batch <= b {
+        trace(graph, &targets, run)?
+    } else {
+        let low = trace(graph, &small(&targets, a), run)?;
+        let high = trace(graph, &small(&targets, b), run)?;
+        extrapolate(graph, &low, &high, batch)?
+    };
+    for (v, ty) in types {
+        graph[v].ty = Some(ty);
+    }
+    fold::fold(graph, run)?;
+    graph.check_typed()
+}
+
+/// Shape of every input at the wanted sizes.
+fn input_shapes(graph: &Graph, sizes: &Sizes) -> Result<BTreeMap<ValueId, Vec<usize>>> {
+    let mut shapes = BTreeMap::new();
+    for v in &graph.inputs {
+        let Source::Input(Declared { dims, .. }) = &graph[*v].source else { continue };
+        let name = &graph[*v].name;
+        if let Some(shape) = sizes.shapes.get(name) {
+            shapes.insert(*v, shape.clone());
+            continue;
+        }
+        let dims = dims.as_ref().ok_or_else(|| {
+            Error::new(format!("input `{name}` does not say its rank")).hint("export the model with a shape for it")
+        })?;
+        let size = |(i, d): (usize, &Dim)| match d {
+            _ if i == 0 => sizes.batch,
+            Dim::Fixed(n) => *n,
+            Dim::Symbol(s) => sizes.dims.get(s).copied().unwrap_or(DEFAULT_DIM),
+            Dim::Unknown => DEFAULT_DIM,
+        };
+        shapes.insert(*v, dims.iter().enumerate().map(size).collect());
+    }
+    Ok(shapes)
+}
+
+/// Input values that are valid wherever floats are data and integers are indices or masks: 1 everywhere.
+pub(crate) fn probe(ty: &Type) -> Tensor {
+    Tensor::full(ty.dtype, &ty.shape, 1.0)
+}
+
+/// Runs the graph with every value exposed; the type of each.
+fn trace(
+    graph: &Graph,
+    shapes: &BTreeMap<ValueId, Vec<usize>>,
+    run: &dyn Evaluator,
+) -> Result<BTreeMap<ValueId, Type>> {
+    let mut exposed = graph.clone();
+    for (v, shape) in shapes {
+        if let Source::Input(Declared { dtype, .. }) = &graph[*v].source {
+            exposed[*v].ty = Some(Type::new(*dtype, shape));
+        }
+    }
+    exposed.outputs = exposed.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
+    let mut types: BTreeMap<ValueId, Type> = BTreeMap::new();
+    let mut inputs = Vec::new();
+    for v in &exposed.inputs {
+        let ty = exposed.ty(*v)?.clone();
+        inputs.push((exposed[*v].name.clone(), probe(&ty)));
+        types.insert(*v, ty);
+    }
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let model = encode(&emit(&exposed, Weights::Initializers))?;
+    let values = run.evaluate(&model, &inputs).map_err(|e| {
+        Error::new(format!("the model does not run: {}", e.cause()))
+            .hint_from(&e)
+            .hint("check the file with `bisam verify`; sizes that it leaves open can be given with --dim NAME=SIZE")
+    })?;
+    types.extend(exposed.outputs.iter().zip(values).map(|(v, t)| (*v, t.ty())));
+    Ok(types)
+}
+
+/// Encodes a model for the runtime.
+pub(crate) fn encode(model: &ModelProto) -> Result<Vec<u8>> {
+    model.write_to_bytes().map_err(|e| Error::new(format!("cannot encode the graph: {e}")))
+}
+
+/// Types at `batch` from those at the two traced batch sizes.
+fn extrapolate(
+    graph: &Graph,
+    low: &BTreeMap<ValueId, Type>,
+    high: &BTreeMap<ValueId, Type>,
+    batch: usize,
+) -> Result<BTreeMap<ValueId, Type>> {
+    let [a, b] = TRACED;
+    let mut types = BTreeMap::new();
+    for (v, lo) in low {
+        let hi = high.get(v).filter(|hi| hi.shape.len() == lo.shape.len() && hi.dtype == lo.dtype);
+        let dims = hi.and_then(|hi| {
+            let line = |(x, y): (&usize, &usize)| {
+                let slope = y.checked_sub(*x)? / (b - a);
+                let base = x.checked_sub(slope * a)?;
+                Some(base + slope * batch)
+            };
+            lo.shape.iter().zip(&hi.shape).map(line).collect::<Option<Vec<_>>>()
+        });
+        let shape = dims.ok_or_else(|| {
+            Error::new(format!("the shape of `{}` does not follow the batch size", graph[*v].name))
+                .hint("export the model with a dynamic batch dimension")
+        })?;
+        types.insert(*v, Type { dtype: lo.dtype, shape });
+    }
+    Ok(types)
+}
+
+/// A float type whose gradient every rule supports.
+pub fn is_trainable_type(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F64)
+}
