@@ -156,7 +156,7 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Module):
     """DenseNet-BC for 3x32x32: three dense blocks, transitions that halve channels and size."""
 
-    def __init__(self, growth=8, layers=4, classes=10):
+    def __init__(self, growth=8, layers=3, classes=10):
         super().__init__()
         channels = 2 * growth
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
@@ -190,7 +190,7 @@ class DenseNet(nn.Module):
 class Vgg(nn.Module):
     """VGG with batch normalization for 3x32x32: biased convolutions, max pooling after each group."""
 
-    def __init__(self, groups=((16,), (32,), (32, 48), (48, 48)), classes=10):
+    def __init__(self, groups=((16,), (24,), (32, 32), (48, 48)), classes=10):
         super().__init__()
         layers, inputs = [], 3
         for group in groups:
@@ -244,7 +244,7 @@ class VisionTransformer(nn.Module):
     Initialized as timm does: truncated normal weights, zero biases, unit gains.
     """
 
-    def __init__(self, image=32, patch=4, channels=3, dim=64, depth=3, heads=4, ratio=4, classes=10):
+    def __init__(self, image=32, patch=4, channels=3, dim=48, depth=4, heads=4, ratio=4, classes=10):
         super().__init__()
         self.patch = nn.Conv2d(channels, dim, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
