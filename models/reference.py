@@ -201,12 +201,18 @@ def attributes(node):
     return {k: v.decode() if isinstance(v, bytes) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def run(graph, values, mode):
-    """Runs the graph on the tensors of `values` (inputs and initializers) and returns its first output."""
+def run(graph, values, mode, margins=None):
+    """Runs the graph on the tensors of `values` (inputs and initializers) and returns its first output.
+
+    `margins` collects how near each Relu or Clip came to its kink, in standard deviations of its input.
+    """
     values = dict(values)
     for node in graph.node:
         operands = [values[name] if name else None for name in node.input]
         settings = attributes(node)
+        if margins is not None and node.op_type in ("Relu", "Clip"):
+            x, *kinks = operands if node.op_type == "Clip" else (operands[0], 0.0)
+            margins += [float((x - kink).abs().min() / x.std()) for kink in kinks]
         if node.op_type == "BatchNormalization":
             x, scale, bias, mean, var = operands
             epsilon = settings.get("epsilon", 1e-5)
@@ -223,6 +229,27 @@ def running_statistics(graph):
     return {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:5]}
 
 
+def quiet_batch(model, graph, modes):
+    """Of twenty seeded batches, the one that stays farthest from every kink.
+
+    Where an input of Relu lies within float32 rounding of zero, one gradient is as good as the other.
+    """
+    weights = {i.name: tensor(i) for i in graph.initializer}
+
+    def margin(seed):
+        margins = []
+        for mode in modes:
+            run(graph, weights | widen(make.inputs(model, BATCH, seed)), mode, margins)
+        return min(margins, default=0.0)
+
+    with torch.no_grad():
+        return make.inputs(model, BATCH, max(range(100, 120), key=margin))
+
+
+def widen(batch):
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
 def gradients(graph, batch, labels, mode):
     """Loss, logits and the gradient with respect to every float initializer of more than one element."""
     values = {i.name: tensor(i) for i in graph.initializer}
@@ -230,8 +257,7 @@ def gradients(graph, batch, labels, mode):
     leaves = {k: v for k, v in values.items() if v.is_floating_point() and v.numel() > 1 and k not in skip}
     for leaf in leaves.values():
         leaf.requires_grad_()
-    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-    logits = run(graph, values | batch, mode)
+    logits = run(graph, values | widen(batch), mode)
     loss = F.cross_entropy(logits, labels)
     grads = torch.autograd.grad(loss, leaves.values())
     return loss.detach(), logits.detach(), dict(zip(leaves, grads))
@@ -244,7 +270,7 @@ def network_gradients(model, proto, batch, labels, mode):
     statistics = {k: stored[k] for k in stored if k in running_statistics(proto.graph)}
     network.load_state_dict(statistics, strict=False)
     network.train(mode == "train")
-    logits = network(*(v.double() if v.is_floating_point() else v for v in batch.values()))
+    logits = network(*widen(batch).values())
     loss = F.cross_entropy(logits, labels)
     loss.backward()
     return loss.detach(), logits.detach(), {k: p.grad for k, p in network.named_parameters()}
@@ -275,7 +301,7 @@ def check(name, model, proto, batch, labels, mode, result):
 
 
 def as_float32(value):
-    """Rounds to 16 significant bits, which halves the entropy that compression has to keep and costs 8e-6 at most."""
+    """Rounds to 16 significant bits (a relative error of 1.5e-5 at most), so that the files compress."""
     bits = value.numpy().astype(np.float32).view(np.uint32)
     return ((bits + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)
 
@@ -287,11 +313,12 @@ def main():
     for name in sys.argv[1:] or make.MODELS:
         model = make.MODELS[name]
         proto = onnx.load(HERE / f"{name}.onnx")
-        batch = make.inputs(model, BATCH, seed=100)
+        modes = ("eval", "train") if running_statistics(proto.graph) else ("eval",)
+        batch = quiet_batch(model, proto.graph, modes)
         classes = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         labels = torch.randint(classes, (BATCH,), generator=torch.Generator().manual_seed(101))
         arrays = {k: v.numpy() for k, v in batch.items()} | {"labels": labels.numpy()}
-        for mode in ("eval", "train") if running_statistics(proto.graph) else ("eval",):
+        for mode in modes:
             loss, logits, grads = result = gradients(proto.graph, batch, labels, mode)
             check(name, model, proto, batch, labels, mode, result)
             arrays[f"{mode}/loss"] = loss.numpy().astype(np.float32)
