@@ -209,10 +209,10 @@ class Vgg(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for query, key and value."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, qkv_bias=True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
@@ -225,10 +225,10 @@ class Attention(nn.Module):
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block: attention, then a GELU MLP."""
 
-    def __init__(self, dim, heads, ratio):
+    def __init__(self, dim, heads, ratio, qkv_bias=True):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, ratio * dim)
         self.fc2 = nn.Linear(ratio * dim, dim)
@@ -288,13 +288,16 @@ class TinyBn(nn.Module):
 
 
 class TinyLn(nn.Module):
-    """One transformer block over the 16 patches of a 3x8x8 image: layer normalization, attention, GELU, mean pooling."""
+    """One transformer block over the 16 patches of a 3x8x8 image: layer normalization, attention, GELU, mean pooling.
+
+    Query, key and value have no bias: softmax cancels the key's, so its gradient would be rounding, which Adam amplifies.
+    """
 
     def __init__(self, dim=16, heads=2, classes=10):
         super().__init__()
         self.patch = nn.Conv2d(3, dim, 2, 2)
         self.positions = nn.Parameter(torch.randn(1, 16, dim) * 0.02)
-        self.block = EncoderBlock(dim, heads, 2)
+        self.block = EncoderBlock(dim, heads, 2, qkv_bias=False)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 
