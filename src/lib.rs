@@ -1,5 +1,6 @@
 //! Trains any exported ONNX classifier with sharpness-aware optimizers.
 
+pub mod adapt;
 pub mod autodiff;
 pub mod builder;
 pub mod error;

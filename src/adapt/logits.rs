@@ -1,0 +1,43 @@
+//! Finds the logits: losses and bounds work on them, not on probabilities.
+
+use crate::error::{Error, Result};
+use crate::ir::{Attr, Graph, Node, ValueId};
+
+/// The value that holds the logits: graph output `name`, or the first float output, seen through a final Softmax, LogSoftmax or
+/// Identity along the classes.
+///
+/// # Errors
+/// No such output, or one that does not have the shape [batch, classes] (dimensions of size 1 after it are allowed).
+pub fn find_logits(graph: &Graph, name: Option<&str>) -> Result<ValueId> {
+    let float = |v: &&ValueId| graph[**v].ty.as_ref().is_none_or(|t| t.dtype.is_float());
+    let output = match name {
+        Some(name) => graph.outputs.iter().find(|v| graph[**v].name == name),
+        None => graph.outputs.iter().find(float),
+    };
+    let names = || graph.outputs.iter().map(|v| graph[*v].name.as_str()).collect::<Vec<_>>().join(", ");
+    let output = output.ok_or_else(|| {
+        let what = name.map_or("the model has no float output".into(), |n| format!("the model has no output `{n}`"));
+        Error::new(what).hint(format!("its outputs are {}", names()))
+    })?;
+    let producers = graph.producers();
+    let mut logits = *output;
+    while let Some(inner) = producers.get(&logits).and_then(|i| behind(&graph.nodes[*i])) {
+        logits = inner;
+    }
+    let shape = &graph.ty(logits)?.shape;
+    if shape.len() < 2 || shape[2..].iter().any(|d| *d != 1) {
+        return Err(Error::new(format!("output `{}` has shape {shape:?}, not [batch, classes]", graph[*output].name))
+            .hint(format!("choose the logits with --output; the outputs are {}", names())));
+    }
+    Ok(logits)
+}
+
+/// The input of a node that classifiers end in and that losses do without.
+fn behind(node: &Node) -> Option<ValueId> {
+    let along_classes = match node.attrs.get("axis") {
+        Some(Attr::Int(axis)) => matches!(axis, 1 | -1),
+        _ => true,
+    };
+    let ends = node.is("Identity") || ((node.is("Softmax") || node.is("LogSoftmax")) && along_classes);
+    node.input(0).filter(|_| ends)
+}

@@ -1,0 +1,14 @@
+//! Makes an imported graph trainable: parameters untied and frozen, head replaced, normalization and dropout in the wanted mode,
+//! logits found behind a final Softmax.
+
+mod freeze;
+mod head;
+mod logits;
+mod mode;
+mod untie;
+
+pub use freeze::{Selection, freeze};
+pub use head::replace_head;
+pub use logits::find_logits;
+pub use mode::{BatchNorm, Mode, set_mode};
+pub use untie::{Untied, untie};

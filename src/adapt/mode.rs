@@ -1,0 +1,109 @@
+//! Normalization and dropout in training or evaluation mode, whatever mode the file was exported in.
+
+use crate::error::Result;
+use crate::ir::{Attr, Graph, Source, Type, ValueId};
+use std::collections::HashSet;
+
+/// How normalization and dropout behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// BatchNormalization uses the statistics of the batch; Dropout drops.
+    Train,
+    /// BatchNormalization uses its running statistics; Dropout does nothing.
+    Eval,
+}
+
+/// A BatchNormalization in training mode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchNorm {
+    /// Running mean and variance (statistics of the graph), each of shape [C].
+    pub running: [ValueId; 2],
+    /// Mean and biased variance of the batch (outputs of the node), each of shape [C].
+    pub batch: [ValueId; 2],
+    /// Share of the running value that stays at each move: ONNX's `momentum`, 1 − PyTorch's.
+    pub momentum: f32,
+    /// Elements per channel.
+    pub count: usize,
+}
+
+/// Puts every BatchNormalization and Dropout of a concretized graph in `mode`.
+///
+/// A BatchNormalization that standardises weights (its input does not depend on the graph's inputs) or whose statistics are
+/// computed is part of the model's arithmetic and stays as it is.
+///
+/// # Errors
+/// A graph that is not concretized.
+pub fn set_mode(graph: &mut Graph, mode: Mode) -> Result<Vec<BatchNorm>> {
+    let data = depends_on_inputs(graph);
+    let mut norms = Vec::new();
+    for i in 0..graph.nodes.len() {
+        let node = &graph.nodes[i];
+        if node.is("BatchNormalization") {
+            let (Some(x), Some(mean), Some(var)) = (node.input(0), node.input(3), node.input(4)) else { continue };
+            let is_stat = |v: ValueId| matches!(graph[v].source, Source::Stat(_));
+            if !data.contains(&x) || !is_stat(mean) || !is_stat(var) {
+                continue;
+            }
+            let momentum = match node.attrs.get("momentum") {
+                Some(Attr::Float(m)) => *m,
+                _ => 0.9,
+            };
+            let shape = graph.ty(x)?.shape.clone();
+            let count = shape.iter().enumerate().filter(|(d, _)| *d != 1).map(|(_, n)| n).product();
+            graph.nodes[i].outputs.truncate(1);
+            graph.nodes[i].attrs.insert("training_mode".into(), Attr::Int(i64::from(mode == Mode::Train)));
+            if mode == Mode::Train {
+                // With momentum 0 the node's second and third outputs are the statistics of the batch.
+                graph.nodes[i].attrs.insert("momentum".into(), Attr::Float(0.0));
+                let ty = graph.ty(mean)?.clone();
+                let batch = [mean, var].map(|v| {
+                    let name = format!("{}/batch", graph[v].name);
+                    graph.add_value(&name, Some(ty.clone()), Source::Node)
+                });
+                graph.nodes[i].outputs.extend(batch.map(Some));
+                norms.push(BatchNorm { running: [mean, var], batch, momentum, count });
+            }
+        } else if node.is("Dropout") {
+            set_dropout(graph, i, mode)?;
+        }
+    }
+    graph.nodes.retain(|n| !n.outputs.is_empty());
+    graph.check_typed()?;
+    Ok(norms)
+}
+
+/// A Dropout that drops gets its mask as second output, which its gradient needs; one that does not is removed.
+fn set_dropout(graph: &mut Graph, i: usize, mode: Mode) -> Result<()> {
+    let node = &graph.nodes[i];
+    let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Ok(()) };
+    let active = node.input(2).and_then(|v| graph.constant(v)).is_some_and(|t| t.to_f64() == [1.0]);
+    if mode == Mode::Train && active {
+        if node.output(1).is_none() {
+            let shape = graph.ty(x)?.shape.clone();
+            let name = format!("{}/mask", node.name);
+            let mask = graph.add_value(&name, Some(Type { dtype: crate::ir::DType::Bool, shape }), Source::Node);
+            graph.nodes[i].outputs = vec![Some(y), Some(mask)];
+        }
+    } else if !graph.outputs.contains(&y) {
+        graph.nodes[i].outputs.clear();
+        graph.replace(y, x);
+    } else {
+        let node = &mut graph.nodes[i];
+        node.op = "Identity".into();
+        node.inputs.truncate(1);
+        node.outputs.truncate(1);
+        node.attrs.clear();
+    }
+    Ok(())
+}
+
+/// Values computed from the graph's inputs.
+fn depends_on_inputs(graph: &Graph) -> HashSet<ValueId> {
+    let mut set: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+    for node in &graph.nodes {
+        if node.inputs.iter().flatten().any(|v| set.contains(v)) {
+            set.extend(node.outputs.iter().flatten());
+        }
+    }
+    set
+}
