@@ -428,6 +428,19 @@ impl<'g> Builder<'g> {
         self.mean(x, &axes, false)
     }
 
+    /// L2 norm over every element: a scalar.
+    pub fn norm(&mut self, x: ValueId) -> ValueId {
+        let axes: Vec<usize> = (0..self.rank(x)).collect();
+        self.reduce("ReduceL2", x, &axes, false)
+    }
+
+    /// Index of the largest element along `axis`, which is dropped; ties go to the lower index.
+    pub fn argmax(&mut self, x: ValueId, axis: usize) -> ValueId {
+        let shape = reduced(self.shape(x), &[axis], false);
+        let a = attrs([("axis", Attr::Int(axis as i64)), ("keepdims", Attr::Int(0))]);
+        self.op("ArgMax", &[x], a, Type { dtype: DType::I64, shape })
+    }
+
     /// Sums `x` down to `shape`, which broadcasts to x's shape: the transpose of broadcasting.
     pub fn unbroadcast(&mut self, x: ValueId, shape: &[usize]) -> ValueId {
         let from = self.shape(x).to_vec();

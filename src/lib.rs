@@ -6,6 +6,7 @@ pub mod builder;
 pub mod error;
 pub mod ir;
 pub mod onnx;
+pub mod step;
 pub mod trace;
 
 pub use error::{Error, Result};

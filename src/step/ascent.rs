@@ -1,0 +1,46 @@
+//! Differentiable lower bounds of the 0-1 loss: what BiSAM's perturbation ascends (Xie et al., ICML 2024, eq. 10–12).
+//!
+//! With the margin xⱼ = fⱼ − f_y and φ below the step function, Q = (1/N) Σ (1/μ) log Σⱼ exp(μ φ(xⱼ)), where j runs over every
+//! class, the label's own included.
+
+use super::loss::cross_entropy;
+use super::options::{Ascent, StepOptions};
+use crate::builder::Builder;
+use crate::error::Result;
+use crate::ir::ValueId;
+
+/// γ = log(e − 1), which makes φ(0) = 0 for the −log bound.
+pub const GAMMA: f64 = 0.541_324_854_612_918_1;
+
+/// The value that the perturbation ascends; `logits` and `one_hot` [N, K] → scalar.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn ascent_loss(
+    b: &mut Builder<'_>,
+    ascent: Ascent,
+    logits: ValueId,
+    one_hot: ValueId,
+    options: &StepOptions,
+) -> Result<ValueId> {
+    if ascent == Ascent::CrossEntropy {
+        return cross_entropy(b, logits, one_hot, options.label_smoothing);
+    }
+    let at_label = b.mul(logits, one_hot)?;
+    let at_label = b.sum(at_label, &[1], true);
+    let margin = b.sub(logits, at_label)?;
+    let phi = if ascent == Ascent::Tanh {
+        let scaled = b.scale(margin, f64::from(options.alpha))?;
+        b.unary("Tanh", scaled)
+    } else {
+        let gamma = b.scalar_like(GAMMA, margin);
+        let flipped = b.sub(gamma, margin)?;
+        let soft = b.unary("Softplus", flipped);
+        b.one_minus(soft)?
+    };
+    let mu = f64::from(options.mu);
+    let sharp = b.scale(phi, mu)?;
+    let pooled = b.reduce("ReduceLogSumExp", sharp, &[1], false);
+    let mean = b.mean_all(pooled);
+    b.scale(mean, 1.0 / mu)
+}

@@ -1,0 +1,12 @@
+//! The training step as ONNX graphs: losses and bounds at the logits, the perturbation, the update, and the four stages they
+//! make up.
+
+pub mod ascent;
+pub mod loss;
+pub mod options;
+pub mod perturb;
+pub mod stages;
+pub mod update;
+
+pub use options::{Ascent, Base, Preset, StepOptions};
+pub use stages::{Prepared, Stages, build, prepare};

@@ -1,0 +1,383 @@
+//! The four stages of a step as graphs: `grad`, `perturb`, `update`, `eval`.
+
+use super::ascent::ascent_loss;
+use super::options::StepOptions;
+use super::{loss, perturb, update};
+use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
+use crate::autodiff::{differentiate, lower_batch_norm};
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
+use crate::trace::{Evaluator, Sizes, concretize};
+use std::collections::{BTreeMap, HashSet};
+
+/// Names of the stages' own inputs and outputs.
+pub mod names {
+    /// Class of each sample, i64 [N].
+    pub const LABELS: &str = "labels";
+    /// True in the ascent pass, bool scalar.
+    pub const PHASE: &str = "phase";
+    /// Mean loss of the pass, f32 scalar.
+    pub const LOSS: &str = "loss";
+    /// Correctly classified samples, f32 scalar.
+    pub const CORRECT: &str = "correct";
+    /// Logits, [N, K].
+    pub const LOGITS: &str = "logits";
+    /// Parameters, f32 [P].
+    pub const THETA: &str = "theta";
+    /// Perturbed or updated parameters, f32 [P].
+    pub const THETA_OUT: &str = "theta_out";
+    /// Gradient, f32 [P].
+    pub const GRAD: &str = "grad";
+    /// Norm of the perturbation, f32 scalar.
+    pub const RHO: &str = "rho";
+    /// Learning rate, f32 scalar.
+    pub const LR: &str = "lr";
+    /// 1 − β₁ᵗ, f32 scalar.
+    pub const BIAS1: &str = "bias1";
+    /// √(1 − β₂ᵗ), f32 scalar.
+    pub const BIAS2: &str = "bias2";
+    /// 1 where an element belongs to a weight of rank ≥ 2, f32 [P].
+    pub const IS_WEIGHT: &str = "is_weight";
+    /// Running statistics, f32 [S].
+    pub const STATS: &str = "stats";
+    /// Running statistics after the pass, f32 [S].
+    pub const STATS_OUT: &str = "stats_out";
+    /// Statistics of the batch, f32 [S].
+    pub const BATCH_STATS: &str = "batch_stats";
+    /// Share of the batch's statistics that moves in, f32 [S].
+    pub const STAT_RATE: &str = "stat_rate";
+    /// The `i`-th optimizer state, f32 [P].
+    pub fn state(i: usize) -> String {
+        format!("state{i}")
+    }
+    /// The `i`-th optimizer state after the step, f32 [P].
+    pub fn state_out(i: usize) -> String {
+        format!("state{i}_out")
+    }
+}
+
+/// A concretized graph with what training needs to know about it.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The graph, in the file's own mode.
+    pub graph: Graph,
+    /// The logits, [N, K].
+    pub logits: ValueId,
+}
+
+/// Concretizes an adapted graph and finds its logits.
+///
+/// # Errors
+/// As [`concretize`] and [`find_logits`]; or parameters that are not f32.
+pub fn prepare(graph: &Graph, sizes: &Sizes, output: Option<&str>, run: &dyn Evaluator) -> Result<Prepared> {
+    let mut graph = graph.clone();
+    concretize(&mut graph, sizes, run)?;
+    let logits = find_logits(&graph, output)?;
+    let batch = graph.ty(logits)?.shape[0];
+    if batch != sizes.batch {
+        return Err(Error::new(format!("the logits of a batch of {} have {batch} rows", sizes.batch))
+            .hint("export the model with a dynamic batch dimension"));
+    }
+    Ok(Prepared { graph, logits })
+}
+
+/// One parameter as the stages see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name: an initializer of the file, or the name untying gave it.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The `grad` stage's input.
+    pub input: String,
+    /// The `grad` stage's output.
+    pub output: String,
+}
+
+/// A running statistic as the stages see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatSlot {
+    /// Its name, shape, input of `eval` and output of `grad`.
+    pub slot: Slot,
+    /// Share of the batch's statistic that moves in: 1 − ONNX's momentum.
+    pub rate: f32,
+}
+
+/// The graphs that depend on the model, and their interface. `perturb` and `update` depend on lengths only.
+#[derive(Debug, Clone)]
+pub struct Stages {
+    /// (parameters, batch, phase) → loss, correct, gradient, statistics of the batch.
+    pub grad: Graph,
+    /// (parameters, statistics, batch) → logits.
+    pub eval: Graph,
+    /// Trained parameters, in the order of the file.
+    pub params: Vec<Slot>,
+    /// Running statistics that training moves.
+    pub stats: Vec<StatSlot>,
+    /// Number of classes.
+    pub classes: usize,
+    /// Name and type of the model's inputs.
+    pub inputs: Vec<(String, Type)>,
+    /// Input of `grad` that takes the labels.
+    pub labels: String,
+    /// Input of `grad` that takes the phase; none without an ascent pass.
+    pub phase: Option<String>,
+}
+
+/// Builds `grad` and `eval` from a prepared model.
+///
+/// # Errors
+/// A node without a gradient rule on the way to a parameter, or parameters that are not f32.
+pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
+    options.validate()?;
+    let mut graph = prepared.graph.clone();
+    let norms = set_mode(&mut graph, Mode::Train)?;
+    let classes = graph.ty(prepared.logits)?.shape[1];
+    let inputs =
+        graph.inputs.iter().map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect::<Result<_>>()?;
+    for v in graph.params() {
+        let dtype = graph.ty(v)?.dtype;
+        if dtype != DType::F32 {
+            let cause = format!("parameter `{}` is of type {dtype}; only f32 is trained", graph[v].name);
+            return Err(Error::new(cause).hint("export the model in float32"));
+        }
+    }
+    graph.outputs.clear();
+    let logits = matrix(&mut graph, prepared.logits, classes);
+    let labels = add_input(&mut graph, names::LABELS, Type::new(DType::I64, &[prepared_batch(prepared)?]));
+    let phase = options.ascent.map(|_| add_input(&mut graph, names::PHASE, Type::new(DType::Bool, &[])));
+    let (loss, cotangent) = loss_and_cotangent(&mut graph, logits, labels, phase, options)?;
+    let correct = loss::correct(&mut Builder::new(&mut graph, "metrics"), logits, labels)?;
+    let wrt = graph.params();
+    let gradients = differentiate(&mut graph, &[(logits, cotangent)], &wrt)?;
+    output(&mut graph, names::LOSS, loss);
+    output(&mut graph, names::CORRECT, correct);
+    let mut params = Vec::new();
+    for (v, gradient) in wrt.into_iter().zip(gradients) {
+        let name = graph[v].name.clone();
+        match gradient {
+            Some(g) => {
+                let output = output(&mut graph, &format!("grad/{name}"), g);
+                let shape = graph.ty(v)?.shape.clone();
+                params.push(Slot { input: name.clone(), name, shape, output });
+            }
+            // Nothing it does reaches the logits: it is no parameter of this model.
+            None => freeze_value(&mut graph, v),
+        }
+    }
+    if params.is_empty() {
+        return Err(
+            Error::new("no parameter of the model reaches the logits").hint("`bisam inspect` shows the parameters")
+        );
+    }
+    let stats = statistics(&mut graph, &norms)?;
+    lower_batch_norm(&mut graph)?;
+    graph.remove_dead_nodes();
+    graph.check_typed()?;
+    let eval = eval_stage(prepared, &params)?;
+    let labels = graph[labels].name.clone();
+    let phase = phase.map(|p| graph[p].name.clone());
+    Ok(Stages { grad: graph, eval, params, stats, classes, inputs, labels, phase })
+}
+
+fn prepared_batch(prepared: &Prepared) -> Result<usize> {
+    Ok(prepared.graph.ty(prepared.logits)?.shape[0])
+}
+
+/// The loss that `phase` selects, and the cotangent of the logits.
+///
+/// Each loss is differentiated by itself and the cotangents are selected with Where, so that an overflow on the unused side
+/// cannot leak; everything below the logits is one graph for both passes.
+fn loss_and_cotangent(
+    graph: &mut Graph,
+    logits: ValueId,
+    labels: ValueId,
+    phase: Option<ValueId>,
+    options: &StepOptions,
+) -> Result<(ValueId, ValueId)> {
+    let mut b = Builder::new(graph, "descent");
+    let one_hot = loss::one_hot(&mut b, logits, labels);
+    let descent = loss::cross_entropy(&mut b, logits, one_hot, options.label_smoothing)?;
+    let (Some(ascent), Some(phase)) = (options.ascent, phase) else {
+        let cotangent = gradient_at(graph, descent, logits)?;
+        return Ok((descent, cotangent));
+    };
+    b.scope("ascent");
+    let q = ascent_loss(&mut b, ascent, logits, one_hot, options)?;
+    if q == descent {
+        let cotangent = gradient_at(graph, descent, logits)?;
+        return Ok((descent, cotangent));
+    }
+    let up = gradient_at(graph, q, logits)?;
+    let down = gradient_at(graph, descent, logits)?;
+    let mut b = Builder::new(graph, "phase");
+    let loss = b.select(phase, q, descent)?;
+    let cotangent = b.select(phase, up, down)?;
+    Ok((loss, cotangent))
+}
+
+fn gradient_at(graph: &mut Graph, loss: ValueId, logits: ValueId) -> Result<ValueId> {
+    let one = Builder::new(graph, "seed").scalar_like(1.0, loss);
+    let gradient = differentiate(graph, &[(loss, one)], &[logits])?;
+    gradient[0].ok_or_else(|| Error::new("the loss does not depend on the logits"))
+}
+
+/// The logits as [N, K], without trailing dimensions of size 1.
+fn matrix(graph: &mut Graph, logits: ValueId, classes: usize) -> ValueId {
+    let mut b = Builder::new(graph, "logits");
+    let rows = b.shape(logits)[0];
+    b.reshape(logits, &[rows, classes])
+}
+
+fn add_input(graph: &mut Graph, name: &str, ty: Type) -> ValueId {
+    let declared = Declared { dtype: ty.dtype, dims: None };
+    let v = graph.add_value(name, Some(ty), Source::Input(declared));
+    graph.inputs.push(v);
+    v
+}
+
+/// Makes `v` an output under a name like `name`; one that is not computed here, or an output already, is copied.
+fn output(graph: &mut Graph, name: &str, v: ValueId) -> String {
+    let mut v = v;
+    if graph[v].source != Source::Node || graph.outputs.contains(&v) {
+        let ty = graph[v].ty.clone().unwrap_or(Type::new(DType::F32, &[]));
+        v = Builder::new(graph, "output").op("Identity", &[v], Attrs::new(), ty);
+    }
+    graph.rename(v, name);
+    graph.outputs.push(v);
+    graph[v].name.clone()
+}
+
+fn freeze_value(graph: &mut Graph, v: ValueId) {
+    if let Some(t) = graph.param(v).cloned() {
+        graph.set_source(v, Source::Constant(t));
+    }
+}
+
+/// Outputs the mean and the unbiased variance (n/(n − 1) of the biased one) of the batch for every normalization.
+fn statistics(graph: &mut Graph, norms: &[BatchNorm]) -> Result<Vec<StatSlot>> {
+    let mut slots = Vec::new();
+    let mut seen = HashSet::new();
+    for norm in norms {
+        let n = norm.count as f64;
+        let unbiased = Builder::new(graph, "statistics").scale(norm.batch[1], n / (n - 1.0).max(1.0))?;
+        for (running, batch) in norm.running.into_iter().zip([norm.batch[0], unbiased]) {
+            let name = graph[running].name.clone();
+            if !seen.insert(running) {
+                continue;
+            }
+            let output = output(graph, &format!("batch/{name}"), batch);
+            let shape = graph.ty(running)?.shape.clone();
+            let slot = Slot { input: name.clone(), name, shape, output };
+            slots.push(StatSlot { slot, rate: 1.0 - norm.momentum });
+        }
+    }
+    Ok(slots)
+}
+
+fn eval_stage(prepared: &Prepared, params: &[Slot]) -> Result<Graph> {
+    let mut graph = prepared.graph.clone();
+    set_mode(&mut graph, Mode::Eval)?;
+    for v in graph.params() {
+        if !params.iter().any(|p| p.name == graph[v].name) {
+            freeze_value(&mut graph, v);
+        }
+    }
+    let classes = graph.ty(prepared.logits)?.shape[1];
+    graph.outputs.clear();
+    let logits = matrix(&mut graph, prepared.logits, classes);
+    output(&mut graph, names::LOGITS, logits);
+    graph.remove_dead_nodes();
+    graph.check_typed()?;
+    Ok(graph)
+}
+
+/// A stage on flat buffers, under construction.
+pub(super) struct Flat {
+    graph: Graph,
+    len: usize,
+    stats: usize,
+    inputs: BTreeMap<String, ValueId>,
+}
+
+impl Flat {
+    fn new(name: &str, len: usize, stats: usize, opset: i64) -> Self {
+        let mut graph = Graph::default();
+        name.clone_into(&mut graph.name);
+        graph.opsets.insert(String::new(), opset);
+        Self { graph, len, stats, inputs: BTreeMap::new() }
+    }
+
+    fn input(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        if let Some(v) = self.inputs.get(name) {
+            return *v;
+        }
+        let v = add_input(&mut self.graph, name, Type::new(DType::F32, shape));
+        self.inputs.insert(name.into(), v);
+        v
+    }
+
+    /// An input as long as the parameters.
+    pub(super) fn vector(&mut self, name: &str) -> ValueId {
+        self.input(name, &[self.len])
+    }
+
+    /// A scalar input.
+    pub(super) fn scalar(&mut self, name: &str) -> ValueId {
+        self.input(name, &[])
+    }
+
+    /// A builder on the stage's graph.
+    pub(super) fn builder(&mut self, scope: &str) -> Builder<'_> {
+        Builder::new(&mut self.graph, scope)
+    }
+
+    /// Makes `v` an output.
+    pub(super) fn output(&mut self, name: &str, v: ValueId) {
+        output(&mut self.graph, name, v);
+    }
+
+    /// s′ = s + rate·(batch − s), for every running statistic at once.
+    pub(super) fn move_statistics(&mut self) -> Result<()> {
+        if self.stats == 0 {
+            return Ok(());
+        }
+        let len = [self.stats];
+        let [s, batch, rate] = [names::STATS, names::BATCH_STATS, names::STAT_RATE].map(|n| self.input(n, &len));
+        let mut b = self.builder("statistics");
+        let difference = b.sub(batch, s)?;
+        let step = b.mul(difference, rate)?;
+        let next = b.add(s, step)?;
+        self.output(names::STATS_OUT, next);
+        Ok(())
+    }
+}
+
+/// The operator set of the flat stages, which need nothing newer.
+const FLAT_OPSET: i64 = 18;
+
+/// Builds `perturb` for `len` parameter and `stats` statistic elements; none without an ascent pass.
+///
+/// # Errors
+/// Never for valid options.
+pub fn perturb_stage(len: usize, stats: usize, options: &StepOptions) -> Result<Option<Graph>> {
+    if options.ascent.is_none() {
+        return Ok(None);
+    }
+    let mut flat = Flat::new("perturb", len, stats, FLAT_OPSET);
+    perturb::perturb(&mut flat, options)?;
+    flat.graph.check_typed()?;
+    Ok(Some(flat.graph))
+}
+
+/// Builds `update` for `len` parameter and `stats` statistic elements.
+///
+/// # Errors
+/// Never for valid options.
+pub fn update_stage(len: usize, stats: usize, options: &StepOptions) -> Result<Graph> {
+    let mut flat = Flat::new("update", len, stats, FLAT_OPSET);
+    update::update(&mut flat, options)?;
+    flat.graph.check_typed()?;
+    Ok(flat.graph)
+}
