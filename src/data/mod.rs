@@ -6,7 +6,9 @@ mod cifar;
 mod idx;
 mod images;
 mod npz;
+mod rng;
 mod spec;
+mod split;
 
 pub use spec::Spec;
 
