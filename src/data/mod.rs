@@ -1,15 +1,27 @@
 //! Data sets: found, read into memory, split, augmented and served as batches.
 //!
-//! [`open`] reads a [`Spec`] into [`Splits`].
+//! [`open`] reads a [`Spec`] into [`Splits`]; a [`Loader`] turns one [`Dataset`] into batches that fit the model's
+//! inputs. Every random choice follows from a seed and a position, never from timing or the number of threads.
 
+mod augment;
+mod batch;
 mod cifar;
+mod feed;
+mod fit;
 mod idx;
 mod images;
+mod loader;
+mod normalize;
 mod npz;
 mod rng;
 mod spec;
 mod split;
 
+pub use augment::Augment;
+pub use batch::{Batch, Buffer};
+pub use fit::{Fit, InputSpec, Layout, image_size};
+pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
+pub use normalize::Normalization;
 pub use spec::Spec;
 
 use crate::error::{Error, Result};
@@ -56,7 +68,7 @@ pub struct Images {
 pub struct Splits {
     /// What the weights are fitted to.
     pub train: Dataset,
-    /// What the best epoch is chosen by.
+    /// What the best epoch is chosen by; [`Splits::split_validation`] makes one where the files have none.
     pub valid: Option<Dataset>,
     /// What is reported.
     pub test: Option<Dataset>,
@@ -66,7 +78,7 @@ pub struct Splits {
 
 /// Reads a data set into memory.
 ///
-/// `image_size` is (height, width) of the model's image input. Only folders of images are resized
+/// `image_size` is (height, width) of the model's image input (see [`image_size`]). Only folders of images are resized
 /// to it here, for they mix sizes; the other formats are fitted batch by batch.
 ///
 /// # Errors
