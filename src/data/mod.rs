@@ -180,6 +180,9 @@ impl Dataset {
         }
         match &self.samples {
             Samples::Images(images) => {
+                if images.sample_len() == 0 {
+                    crate::bail!("the {part} images have no pixels");
+                }
                 if images.pixels.len() != self.len() * images.sample_len() {
                     crate::bail!("the {part} set has {} images but {} labels", images.len(), self.len());
                 }
