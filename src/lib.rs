@@ -3,6 +3,8 @@
 pub mod adapt;
 pub mod autodiff;
 pub mod builder;
+pub mod data;
+pub mod engine;
 pub mod error;
 pub mod ir;
 pub mod onnx;

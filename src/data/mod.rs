@@ -1,0 +1,248 @@
+//! Data sets: found, read into memory, split, augmented and served as batches.
+//!
+//! [`open`] reads a [`Spec`] into [`Splits`]; a [`Loader`] turns one [`Dataset`] into batches that fit the model's
+//! inputs. Every random choice follows from a seed and a position, never from timing or the number of threads.
+
+mod augment;
+mod batch;
+mod cifar;
+mod feed;
+mod fit;
+mod idx;
+mod images;
+mod loader;
+mod normalize;
+mod npz;
+mod rng;
+mod spec;
+mod split;
+
+pub use augment::Augment;
+pub use batch::{Batch, Buffer};
+pub use fit::{Fit, InputSpec, Layout, image_size};
+pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
+pub use normalize::Normalization;
+pub use spec::Spec;
+
+use crate::error::{Error, Result};
+use crate::ir::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// More classes than any classifier has: a larger label is a mistake in the file.
+const MAX_CLASSES: usize = 1 << 20;
+
+/// Samples with their labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dataset {
+    /// The inputs, one sample per label.
+    pub samples: Samples,
+    /// Class of each sample, `0..classes`.
+    pub labels: Vec<i64>,
+}
+
+/// The inputs of a data set.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Samples {
+    /// Images of one size.
+    Images(Images),
+    /// Arrays by name of the model input; the first axis is the sample.
+    Arrays(BTreeMap<String, Tensor>),
+}
+
+/// Images of one size, 8 bits per channel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Images {
+    /// Pixels `0..=255`, [N, height, width, channels].
+    pub pixels: Vec<u8>,
+    /// Rows of one image.
+    pub height: usize,
+    /// Columns of one image.
+    pub width: usize,
+    /// 1 (grayscale) or 3 (red, green, blue).
+    pub channels: usize,
+}
+
+/// A data set in the parts that its files define.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Splits {
+    /// What the weights are fitted to.
+    pub train: Dataset,
+    /// What the best epoch is chosen by; [`Splits::split_validation`] makes one where the files have none.
+    pub valid: Option<Dataset>,
+    /// What is reported.
+    pub test: Option<Dataset>,
+    /// Name of each class; labels as decimal numbers where the files have no names.
+    pub classes: Vec<String>,
+}
+
+/// Reads a data set into memory.
+///
+/// `image_size` is (height, width) of the model's image input (see [`image_size`]). Only folders of images are resized
+/// to it here, for they mix sizes; the other formats are fitted batch by batch.
+///
+/// # Errors
+/// When files are missing, damaged or empty, or a label is out of range; the error names the file.
+pub fn open(spec: &Spec, image_size: Option<(usize, usize)>) -> Result<Splits> {
+    let (splits, place) = match spec {
+        Spec::Cifar10(dir) => (cifar::open_cifar10(dir)?, dir),
+        Spec::Cifar100(dir) => (cifar::open_cifar100(dir)?, dir),
+        Spec::Idx(dir) => (idx::open(dir)?, dir),
+        Spec::Images(dir) => (images::open(dir, image_size)?, dir),
+        Spec::Npz(file) => (npz::open(file)?, file),
+    };
+    let parts =
+        [("training", Some(&splits.train)), ("validation", splits.valid.as_ref()), ("test", splits.test.as_ref())];
+    for (name, part) in parts {
+        if let Some(part) = part {
+            part.check(name).map_err(|e| e.in_file(place))?;
+        }
+    }
+    Ok(splits)
+}
+
+impl Images {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.pixels.len() / self.sample_len().max(1)
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of one image: height × width × channels.
+    pub fn sample_len(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Pixels of image `i`, [height, width, channels].
+    pub fn sample(&self, i: usize) -> &[u8] {
+        &self.pixels[i * self.sample_len()..][..self.sample_len()]
+    }
+}
+
+impl Dataset {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Checks the labels against a model's number of classes.
+    ///
+    /// # Errors
+    /// Names the first label outside `0..classes` and its sample.
+    pub fn check_labels(&self, classes: usize) -> Result<()> {
+        check_labels(&self.labels, classes)
+    }
+
+    /// A copy of the samples at `indices`, in that order. Indices are below [`Dataset::len`].
+    ///
+    /// # Errors
+    /// When an array cannot be rebuilt (its first axis is not the sample).
+    pub fn select(&self, indices: &[usize]) -> Result<Self> {
+        let rows = |bytes: &[u8], width: usize| -> Vec<u8> {
+            indices.iter().flat_map(|i| &bytes[i * width..][..width]).copied().collect()
+        };
+        let samples = match &self.samples {
+            Samples::Images(images) => {
+                let pixels = rows(&images.pixels, images.sample_len());
+                Samples::Images(Images { pixels, ..*images })
+            }
+            Samples::Arrays(arrays) => {
+                let mut selected = BTreeMap::new();
+                for (name, array) in arrays {
+                    let bytes = rows(array.bytes(), array.bytes().len() / self.len().max(1));
+                    let shape: Vec<usize> = array
+                        .shape()
+                        .iter()
+                        .enumerate()
+                        .map(|(axis, d)| if axis == 0 { indices.len() } else { *d })
+                        .collect();
+                    selected.insert(name.clone(), Tensor::from_bytes(array.dtype(), &shape, bytes)?);
+                }
+                Samples::Arrays(selected)
+            }
+        };
+        Ok(Self { samples, labels: indices.iter().map(|i| self.labels[*i]).collect() })
+    }
+
+    /// As many samples as labels, and at least one.
+    fn check(&self, part: &str) -> Result<()> {
+        if self.is_empty() {
+            crate::bail!("the {part} set has no samples");
+        }
+        match &self.samples {
+            Samples::Images(images) => {
+                if images.sample_len() == 0 {
+                    crate::bail!("the {part} images have no pixels");
+                }
+                if images.pixels.len() != self.len() * images.sample_len() {
+                    crate::bail!("the {part} set has {} images but {} labels", images.len(), self.len());
+                }
+                if !matches!(images.channels, 1 | 3) {
+                    crate::bail!("the {part} images have {} channels; 1 or 3 are supported", images.channels);
+                }
+            }
+            Samples::Arrays(arrays) => {
+                for (name, array) in arrays {
+                    if array.shape().first() != Some(&self.len()) {
+                        crate::bail!("{part} array `{name}` is {} but there are {} labels", array.ty(), self.len());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_labels(labels: &[i64], classes: usize) -> Result<()> {
+    match labels.iter().position(|l| usize::try_from(*l).map_or(true, |l| l >= classes)) {
+        Some(i) => Err(Error::new(format!("label {} of sample {i} is outside 0..{classes}", labels[i]))),
+        None => Ok(()),
+    }
+}
+
+/// The classes that labels imply where no file names them: `0` to the largest label.
+fn numbered_classes(sets: &[(&Path, &Dataset)]) -> Result<Vec<String>> {
+    let mut classes = 0;
+    for (file, set) in sets {
+        check_labels(&set.labels, MAX_CLASSES).map_err(|e| e.in_file(file))?;
+        classes = set.labels.iter().fold(classes, |n, label| n.max(*label + 1));
+    }
+    Ok((0..classes).map(|c| c.to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_checked_with_their_sample() {
+        assert!(check_labels(&[0, 1, 2], 3).is_ok());
+        let e = check_labels(&[0, 7], 3).unwrap_err();
+        assert_eq!(e.to_string(), "label 7 of sample 1 is outside 0..3");
+        assert!(check_labels(&[-1], 3).is_err());
+    }
+
+    #[test]
+    fn select_copies_rows_in_the_given_order() {
+        let images = Images { pixels: (0..12).collect(), height: 2, width: 2, channels: 1 };
+        let set = Dataset { samples: Samples::Images(images), labels: vec![5, 6, 7] };
+        let picked = set.select(&[2, 0]).unwrap();
+        assert_eq!(picked.labels, [7, 5]);
+        let Samples::Images(images) = picked.samples else { panic!() };
+        assert_eq!(images.pixels, [8, 9, 10, 11, 0, 1, 2, 3]);
+
+        let array = Tensor::new(&[3, 2], &[0i32, 1, 2, 3, 4, 5]).unwrap();
+        let set = Dataset { samples: Samples::Arrays([("x".to_owned(), array)].into()), labels: vec![5, 6, 7] };
+        let Samples::Arrays(arrays) = set.select(&[1]).unwrap().samples else { panic!() };
+        assert_eq!(arrays["x"], Tensor::new(&[1, 2], &[2i32, 3]).unwrap());
+    }
+}

@@ -1,0 +1,81 @@
+//! How a data set is named on the command line and in recipes: `FORMAT:PATH`.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A data set's format and place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spec {
+    /// `cifar10:DIR`, the binary files of CIFAR-10.
+    Cifar10(PathBuf),
+    /// `cifar100:DIR`, the binary files of CIFAR-100, with its 100 fine labels.
+    Cifar100(PathBuf),
+    /// `idx:DIR`, the MNIST family, gzipped or not.
+    Idx(PathBuf),
+    /// `images:DIR`, JPEG or PNG files in a folder per class.
+    Images(PathBuf),
+    /// `npz:FILE`, NumPy arrays named as the model's inputs, with `labels`.
+    Npz(PathBuf),
+}
+
+const HINT: &str = "give one of cifar10:DIR, cifar100:DIR, idx:DIR, images:DIR, npz:FILE";
+
+impl FromStr for Spec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((format, path)) = text.split_once(':') else {
+            return Err(Error::new(format!("data set `{text}` does not say its format")).hint(HINT));
+        };
+        if path.is_empty() {
+            return Err(Error::new(format!("data set `{text}` does not say where it is")).hint(HINT));
+        }
+        let path = PathBuf::from(path);
+        match format {
+            "cifar10" => Ok(Self::Cifar10(path)),
+            "cifar100" => Ok(Self::Cifar100(path)),
+            "idx" => Ok(Self::Idx(path)),
+            "images" => Ok(Self::Images(path)),
+            "npz" => Ok(Self::Npz(path)),
+            "tsv" | "csv" => Err(Error::new(format!("text data (`{format}:`) cannot be read yet"))
+                .hint("tokenize it into an .npz file with the model's inputs and `labels`, and give npz:FILE")),
+            _ => Err(Error::new(format!("unknown data format `{format}`")).hint(HINT)),
+        }
+    }
+}
+
+/// The form that [`Spec::from_str`] reads.
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (format, path) = match self {
+            Self::Cifar10(path) => ("cifar10", path),
+            Self::Cifar100(path) => ("cifar100", path),
+            Self::Idx(path) => ("idx", path),
+            Self::Images(path) => ("images", path),
+            Self::Npz(path) => ("npz", path),
+        };
+        write!(f, "{format}:{}", path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_round_trip() {
+        for text in ["cifar10:a", "cifar100:a/b", "idx:/x", "images:C:\\pics", "npz:a:b.npz"] {
+            assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bad_specs_say_what_is_supported() {
+        for text in ["data", "cifar10:", "tsv:a.tsv", "csv:a.csv", "parquet:a"] {
+            let e = text.parse::<Spec>().unwrap_err();
+            assert!(e.hint_text().is_some_and(|h| h.contains("npz:FILE")), "{e}");
+        }
+    }
+}
