@@ -43,7 +43,7 @@ MODELS = {
     "lenet": Model(arch.LeNet, "eval", MNIST),
     "resnet20": Model(lambda: arch.ResNet(20), "train", perturb=True),
     "resnet56": Model(lambda: arch.ResNet(56, width=6), "train", perturb=True),
-    "resnet14_28": Model(lambda: arch.ResNet(14, width=8, channels=1), "train", MNIST),
+    "resnet8_28": Model(lambda: arch.ResNet(8, width=8, channels=1), "train", MNIST),
     "resnet20_eval": Model(lambda: arch.ResNet(20, width=8), "eval", perturb=True),
     "mobilenet": Model(arch.MobileNetV2, "train", perturb=True),
     "densenet": Model(arch.DenseNet, "train", perturb=True),
