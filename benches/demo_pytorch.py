@@ -21,7 +21,7 @@ import torch
 from peer_pytorch import Trainer, make
 
 ROOT = Path(__file__).resolve().parent.parent
-BATCH, PADDING, LR = 128, 2, 0.1
+BATCH, PADDING = 128, 2
 
 
 def read(folder, prefix):
@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--data", type=Path, default=ROOT / "datasets" / "fashion-mnist-small")
     parser.add_argument("--optimizer", choices=("sgd", "bisam"), default="bisam")
     parser.add_argument("--epochs", type=int, default=22)
+    parser.add_argument("--lr", type=float, default=0.1, help="0.3 suits a run this short better")
     parser.add_argument("--seed", type=int, default=0, help="of order, augmentation and split; the weights are the file's")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -72,10 +73,10 @@ def main():
     x, labels = x[kept], labels[kept]
 
     network = make.build(make.MODELS["resnet8_28"]).train()
-    trainer = Trainer(network, options.optimizer, lr=LR)
+    trainer = Trainer(network, options.optimizer, lr=options.lr)
     best, weights, start = -1.0, None, time.perf_counter()
     for epoch in range(options.epochs):
-        trainer.sgd.param_groups[0]["lr"] = LR * 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
+        trainer.sgd.param_groups[0]["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
         order = torch.randperm(len(x), generator=generator)
         for index in order[: len(x) // BATCH * BATCH].split(BATCH):
             trainer.step([(augment(x[index], generator) - mean) / std], labels[index])
@@ -88,8 +89,9 @@ def main():
     network.load_state_dict(weights)
     test_x, test_labels = read(options.data, "t10k")
     test = accuracy(network, (test_x - mean) / std, test_labels)
-    result = {"optimizer": options.optimizer, "epochs": options.epochs, "seed": options.seed, "valid": best, "test": test}
-    print(json.dumps(result | {"seconds": round(seconds, 1), "torch": torch.__version__}))
+    settings = {key: getattr(options, key) for key in ("optimizer", "lr", "epochs", "seed", "threads")}
+    result = {"valid": best, "test": test, "seconds": round(seconds, 1), "torch": torch.__version__}
+    print(json.dumps(settings | result))
 
 
 if __name__ == "__main__":
