@@ -43,7 +43,7 @@ MODELS = {
     "lenet": Model(arch.LeNet, "eval", MNIST),
     "resnet20": Model(lambda: arch.ResNet(20), "train", perturb=True),
     "resnet56": Model(lambda: arch.ResNet(56, width=6), "train", perturb=True),
-    "resnet14_28": Model(lambda: arch.ResNet(14, width=8, channels=1), "train", MNIST),
+    "resnet8_28": Model(lambda: arch.ResNet(8, width=8, channels=1), "train", MNIST),
     "resnet20_eval": Model(lambda: arch.ResNet(20, width=8), "eval", perturb=True),
     "mobilenet": Model(arch.MobileNetV2, "train", perturb=True),
     "densenet": Model(arch.DenseNet, "train", perturb=True),
@@ -105,6 +105,7 @@ def export(model, path):
             dynamic_shapes={name: {a: torch.export.Dim(n) for a, n in dims.items()} for name, dims in axes.items()},
             **common,
         )
+        strip_stack_traces(path)
     else:
         training = model.exporter == "train"
         mode = torch.onnx.TrainingMode.TRAINING if training else torch.onnx.TrainingMode.EVAL
@@ -113,6 +114,16 @@ def export(model, path):
             do_constant_folding=not training, dynamic_axes={**axes, "logits": {0: "batch"}}, **common,
         )
     check(network, state, model, path)
+
+
+def strip_stack_traces(path):
+    """Removes the Python stack traces that the dynamo exporter writes, which hold paths of the machine."""
+    proto = onnx.load(path)
+    for node in proto.graph.node:
+        kept = [p for p in node.metadata_props if p.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(proto, path)
 
 
 def check(network, state, model, path):
