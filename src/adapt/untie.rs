@@ -25,7 +25,7 @@ pub struct Untied {
 pub fn untie(graph: &mut Graph, is_in_file: &dyn Fn(&str) -> bool) -> Vec<Untied> {
     let mut untied = Vec::new();
     for v in graph.value_ids().collect::<Vec<_>>() {
-        let Source::Param(tensor) | Source::Stat(tensor) = &graph[v].source else { continue };
+        let (Source::Param(tensor) | Source::Stat(tensor)) = &graph[v].source else { continue };
         let accident = tensor.uniform().is_some();
         let source = graph[v].source.clone();
         let merged = graph[v].name.clone();
