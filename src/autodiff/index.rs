@@ -107,8 +107,9 @@ fn add_rows(b: &mut Builder<'_>, rows: ValueId, places: ValueId, count: usize) -
     }
     // Building and multiplying one-hot rows costs about count·(D + 16) per row, the scatter 256·D.
     if count * (d + 16) <= 256 * d {
-        let hot = b.one_hot(places, count, ty.dtype);
-        let hot = b.transpose(hot, &[1, 0]);
+        let numbers: Vec<i64> = (0..count as i64).collect();
+        let numbers = b.constant(Tensor::new(&[count, 1], &numbers)?);
+        let hot = b.mask("Equal", numbers, places, rows)?;
         return b.matmul(hot, rows);
     }
     let zeros = b.zeros(&ty);
