@@ -5,9 +5,9 @@
 
 use super::elementwise::times;
 use super::{Call, Cotangents};
-use crate::builder::Builder;
+use crate::builder::{Builder, attrs};
 use crate::error::Result;
-use crate::ir::{Attrs, DType, Type, ValueId};
+use crate::ir::{Attr, Attrs, DType, Type, ValueId};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// The 0/1 mask [v > bound].
@@ -124,15 +124,13 @@ fn inside_unit(b: &mut Builder<'_>, v: ValueId) -> Result<ValueId> {
     above(b, product, 0.0)
 }
 
-/// Y = X·S, S = min(max(X/6 + 1/2, 0), 1): X̄ = Ȳ·(S + X/6·[0 < S < 1]): 0 at −3, 1 at 3; ONNX HardSwish-14.
+/// Y = X·S, S = min(max(X/6 + 1/2, 0), 1): X̄ = Ȳ·(S + (S − 1/2)·[0 < S < 1]), so 0 at −3 and 1 at 3; ONNX HardSwish-14.
 pub fn hard_swish(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let x = c.x(0)?;
-    let line = b.scale(x, 1.0 / 6.0)?;
-    let shifted = b.offset(line, 0.5)?;
-    let (zero, one) = (b.scalar_like(0.0, x), b.scalar_like(1.0, x));
-    let low = b.binary("Max", shifted, zero)?;
-    let s = b.binary("Min", low, one)?;
+    let ty = b.ty(x);
+    let s = b.op("HardSigmoid", &[x], attrs([("alpha", Attr::Float(1.0 / 6.0)), ("beta", Attr::Float(0.5))]), ty);
     let mask = inside_unit(b, s)?;
+    let line = b.offset(s, -0.5)?;
     let bend = b.mul(line, mask)?;
     let slope = b.add(s, bend)?;
     times(b, c, slope)
@@ -258,7 +256,8 @@ pub fn softmax(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 /// `y`, with 0 for NaN if some `Where` of the model chooses between `y` and something else.
 fn without_nan(b: &mut Builder<'_>, y: ValueId) -> Result<ValueId> {
     let nodes = &b.graph.nodes;
-    let guards: Vec<_> = nodes.iter().filter(|n| n.is("Where") && n.inputs[1..].contains(&Some(y))).collect();
+    let guards: Vec<_> =
+        nodes.iter().filter(|n| n.is("Where") && n.inputs.iter().skip(1).any(|v| *v == Some(y))).collect();
     if guards.is_empty() {
         return Ok(y);
     }

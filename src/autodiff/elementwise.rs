@@ -159,23 +159,41 @@ pub fn select(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 /// latest, `clamp` with numbers as bounds. The output serves: X need not be kept.
 pub fn clip(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let (dy, y) = (c.dy()?, c.y(0)?);
-    let below_high = c.opt(2).map(|high| b.mask("Less", y, high, y)).transpose()?;
-    let within = |b: &mut Builder<'_>, v| below_high.map_or(Ok(v), |mask| b.mul(v, mask));
-    let mut dx = within(b, dy)?;
-    let mut dlow = None;
-    if let Some(low) = c.opt(1) {
-        if c.wants(1) {
-            let mask = b.mask("LessOrEqual", y, low, y)?;
-            dlow = Some(b.mul(dx, mask)?);
+    let (low, high) = (c.opt(1), c.opt(2));
+    let above = low.map(|low| b.binary("Greater", y, low)).transpose()?;
+    let below = high.map(|high| b.binary("Less", y, high)).transpose()?;
+    let inside = match (above, below) {
+        (Some(above), Some(below)) => Some(b.binary("And", above, below)?),
+        (above, below) => above.or(below),
+    };
+    let dx = match inside {
+        Some(inside) => {
+            let mask = b.cast(inside, b.dtype(dy));
+            b.mul(dy, mask)?
         }
-        let mask = b.mask("Greater", y, low, y)?;
-        dx = b.mul(dx, mask)?;
-    }
-    let mut dhigh = None;
-    if let Some(high) = c.opt(2).filter(|_| c.wants(2)) {
-        let mask = b.mask("GreaterOrEqual", y, high, y)?;
-        dhigh = Some(b.mul(dy, mask)?);
-    }
+        None => dy,
+    };
+    let dlow = match low.filter(|_| c.wants(1)) {
+        Some(low) => {
+            let mask = b.mask("LessOrEqual", y, low, y)?;
+            let mask = match below {
+                Some(below) => {
+                    let below = b.cast(below, b.dtype(dy));
+                    b.mul(mask, below)?
+                }
+                None => mask,
+            };
+            Some(b.mul(dy, mask)?)
+        }
+        None => None,
+    };
+    let dhigh = match high.filter(|_| c.wants(2)) {
+        Some(high) => {
+            let mask = b.mask("GreaterOrEqual", y, high, y)?;
+            Some(b.mul(dy, mask)?)
+        }
+        None => None,
+    };
     Ok(vec![Some(dx), dlow, dhigh])
 }
 
