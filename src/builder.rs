@@ -375,6 +375,18 @@ impl<'g> Builder<'g> {
         self.op("Slice", &[x, s, e, a], Attrs::new(), ty)
     }
 
+    /// The elements in the opposite order along each of `axes`.
+    pub fn reverse(&mut self, x: ValueId, axes: &[usize]) -> ValueId {
+        let axes: Vec<usize> = axes.iter().copied().filter(|a| self.shape(x)[*a] > 1).collect();
+        if axes.is_empty() {
+            return x;
+        }
+        let (minus, end) = (self.ints(&vec![-1; axes.len()]), self.ints(&vec![i64::MIN; axes.len()]));
+        let list = self.ints(&as_i64(&axes));
+        let ty = self.ty(x);
+        self.op("Slice", &[x, minus, end, list, minus], Attrs::new(), ty)
+    }
+
     /// Zero padding, `before` and `after` each dimension.
     pub fn pad(&mut self, x: ValueId, before: &[usize], after: &[usize]) -> ValueId {
         if before.iter().chain(after).all(|p| *p == 0) {
@@ -476,6 +488,29 @@ impl<'g> Builder<'g> {
         let ty = self.ty(x);
         let shape = [&ty.shape[..axis], self.shape(indices), &ty.shape[axis + 1..]].concat();
         self.op("Gather", &[x, indices], attrs([("axis", Attr::Int(axis as i64))]), Type { dtype: ty.dtype, shape })
+    }
+
+    /// Element i of the result is `x` at i, but at `indices[i]` along `axis`.
+    pub fn gather_elements(&mut self, x: ValueId, indices: ValueId, axis: usize) -> ValueId {
+        let ty = Type::new(self.dtype(x), self.shape(indices));
+        self.op("GatherElements", &[x, indices], attrs([("axis", Attr::Int(axis as i64))]), ty)
+    }
+
+    /// `x` with element i of `updates` put (`reduction` is `none`) or added (`add`) at i, but at `indices[i]` along `axis`.
+    pub fn scatter_elements(
+        &mut self,
+        x: ValueId,
+        indices: ValueId,
+        updates: ValueId,
+        axis: usize,
+        reduction: &str,
+    ) -> ValueId {
+        let mut list = attrs([("axis", Attr::Int(axis as i64))]);
+        if reduction != "none" {
+            list.insert("reduction".into(), Attr::Str(reduction.into()));
+        }
+        let ty = self.ty(x);
+        self.op("ScatterElements", &[x, indices, updates], list, ty)
     }
 
     /// 0/1 rows of length `depth`, in type `dtype`, with the one at `indices`, appended as last dimension.

@@ -5,7 +5,11 @@
 //! visits nodes in reverse, sums the cotangents of values read more than once, undoes broadcasting, and refuses whatever the
 //! table or the rule does not know.
 
+mod activation;
 mod elementwise;
+mod index;
+mod layout;
+mod reduce;
 mod rule;
 pub mod table;
 

@@ -70,6 +70,19 @@ impl<'a> Call<'a> {
         self.wants.get(i).copied().unwrap_or(false)
     }
 
+    /// The integers of input `i`, which must be a constant; `None` when the file leaves it out.
+    ///
+    /// # Errors
+    /// When it is computed at run time; `name` names it.
+    pub fn constant_ints(&self, b: &Builder<'_>, i: usize, name: &str) -> Result<Option<Vec<i64>>> {
+        let Some(v) = self.opt(i) else { return Ok(None) };
+        let values = b.graph.constant(v).and_then(crate::ir::Tensor::to_i64);
+        values.map(Some).ok_or_else(|| {
+            Error::new(format!("`{name}` is computed at run time; its gradient needs a constant"))
+                .hint("values that depend on shapes alone become constants when the graph is concretized")
+        })
+    }
+
     pub(super) fn finish(&self) -> Result<()> {
         match self.attrs.unread().as_slice() {
             [] => Ok(()),
