@@ -1,0 +1,305 @@
+//! Flat, aligned buffers on a device, and where each parameter lies in them.
+
+use super::session::{Device, Engine, Session};
+use super::{Binding, ort_error};
+use crate::error::{Error, Result};
+use crate::ir::{DType, Type};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use std::alloc::{Layout as HostLayout, alloc_zeroed, dealloc};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Every view starts at a multiple of this many bytes: what CUDA kernels and vector units want.
+pub const ALIGNMENT: usize = 256;
+
+/// Where tensors lie in a flat f32 buffer, in order, each aligned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    offsets: Vec<usize>,
+    shapes: Vec<Vec<usize>>,
+    len: usize,
+}
+
+impl Layout {
+    /// Lays out tensors of these shapes.
+    pub fn new<'a>(shapes: impl IntoIterator<Item = &'a [usize]>) -> Self {
+        let step = ALIGNMENT / DType::F32.width();
+        let mut layout = Self { offsets: Vec::new(), shapes: Vec::new(), len: 0 };
+        for shape in shapes {
+            layout.offsets.push(layout.len);
+            layout.len += shape.iter().product::<usize>().next_multiple_of(step);
+            layout.shapes.push(shape.to_vec());
+        }
+        layout
+    }
+
+    /// Elements of the whole buffer, gaps included; gaps hold zeros.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is laid out.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// First element of each tensor.
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Byte offset and type of tensor `i`.
+    pub fn view(&self, i: usize) -> (usize, Type) {
+        (self.offsets[i] * DType::F32.width(), Type::new(DType::F32, &self.shapes[i]))
+    }
+
+    /// Writes tensors into one flat vector.
+    ///
+    /// # Errors
+    /// When a tensor has another number of elements than its place.
+    pub fn pack(&self, tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
+        let mut flat = vec![0.0; self.len];
+        for (i, tensor) in tensors.iter().enumerate() {
+            let n = self.shapes[i].iter().product::<usize>();
+            if tensor.len() != n {
+                crate::bail!("tensor {i} has {} elements, its place {n}", tensor.len());
+            }
+            flat[self.offsets[i]..self.offsets[i] + n].copy_from_slice(tensor);
+        }
+        Ok(flat)
+    }
+
+    /// The tensors of a flat vector.
+    pub fn unpack(&self, flat: &[f32]) -> Vec<Vec<f32>> {
+        let slice = |(o, s): (&usize, &Vec<usize>)| flat[*o..*o + s.iter().product::<usize>()].to_vec();
+        self.offsets.iter().zip(&self.shapes).map(slice).collect()
+    }
+}
+
+/// Hands out buffers on one device and copies between them and the host.
+#[derive(Clone)]
+pub struct Memory(Rc<Inner>);
+
+struct Inner {
+    device: Device,
+    /// On a device: a graph of one Identity over bytes, which ONNX Runtime makes a copy of in either direction.
+    copier: Option<RefCell<Session>>,
+}
+
+impl Memory {
+    /// Memory of the engine's device.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    pub fn new(engine: &Engine) -> Result<Self> {
+        let copier = match engine.device {
+            Device::Cpu => None,
+            Device::Cuda(_) => Some(RefCell::new(engine.compile_model(&copy_model()?)?)),
+        };
+        Ok(Self(Rc::new(Inner { device: engine.device, copier })))
+    }
+
+    /// A buffer of zeros.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
+        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let block = match (&self.0.device, &self.0.copier) {
+            (Device::Cuda(_), Some(copier)) => {
+                let allocator = copier.borrow().allocator(self.info()?)?;
+                let block = allocator.alloc::<u8>(size).map_err(ort_error)?.into_raw().cast::<u8>();
+                Block { data: block, owner: Owner::Device(allocator) }
+            }
+            _ => Block::host(size)?,
+        };
+        let buffer = Buffer { block: Rc::new(block), bytes: size, memory: self.clone() };
+        if self.0.copier.is_some() {
+            buffer.write(0, &vec![0; size])?;
+        }
+        Ok(buffer)
+    }
+
+    fn info(&self) -> Result<MemoryInfo<'static>> {
+        match self.0.device {
+            Device::Cpu => Ok(MemoryInfo::default()),
+            Device::Cuda(n) => MemoryInfo::new(AllocationDevice::CUDA, n, AllocatorType::Device, MemoryType::Default)
+                .map_err(ort_error),
+        }
+    }
+
+    fn host(&self) -> Self {
+        Self(Rc::new(Inner { device: Device::Cpu, copier: None }))
+    }
+}
+
+enum Owner {
+    Host(HostLayout),
+    Device(Allocator),
+}
+
+struct Block {
+    data: *mut u8,
+    owner: Owner,
+}
+
+impl Block {
+    fn host(size: usize) -> Result<Self> {
+        let layout = HostLayout::from_size_align(size, ALIGNMENT).map_err(|e| Error::new(e.to_string()))?;
+        // SAFETY: the size is not zero: it was rounded up to the alignment.
+        let data = unsafe { alloc_zeroed(layout) };
+        if data.is_null() {
+            crate::bail!("out of memory: {size} bytes could not be had");
+        }
+        Ok(Self { data, owner: Owner::Host(layout) })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        match &self.owner {
+            // SAFETY: allocated in `host` with this very layout.
+            Owner::Host(layout) => unsafe { dealloc(self.data, *layout) },
+            // SAFETY: allocated by this allocator; nothing uses it any more. A failure to free cannot be acted on here.
+            Owner::Device(allocator) => unsafe {
+                let status = (ort::api().AllocatorFree)(ort::AsPointer::ptr(allocator).cast_mut(), self.data.cast());
+                drop(super::value::check(status));
+            },
+        }
+    }
+}
+
+/// A piece of device memory. Cloning shares it; it never leaves its thread, so no run can be in flight while it is read.
+#[derive(Clone)]
+pub struct Buffer {
+    block: Rc<Block>,
+    bytes: usize,
+    memory: Memory,
+}
+
+impl Buffer {
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// When they do not fit, or the copy to the device fails.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let target = self.pointer(offset, bytes.len())?;
+        if self.on_device() {
+            let staging = self.memory.host().zeros(bytes.len())?;
+            staging.write(0, bytes)?;
+            return self.transfer(offset, bytes.len(), &staging, true);
+        }
+        // SAFETY: `pointer` checked the range; the slices cannot overlap, since nobody has a reference into the block.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// When there are not that many, or the copy from the device fails.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let source = self.pointer(offset, bytes.len())?;
+        if self.on_device() {
+            let staging = self.memory.host().zeros(bytes.len())?;
+            self.transfer(offset, bytes.len(), &staging, false)?;
+            return staging.read(0, bytes);
+        }
+        // SAFETY: as in `write`.
+        unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    /// Copies floats in, from the start.
+    ///
+    /// # Errors
+    /// As [`Buffer::write`].
+    pub fn write_f32(&self, values: &[f32]) -> Result<()> {
+        self.write(0, bytemuck::cast_slice(values))
+    }
+
+    /// Copies the first `len` floats out.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub fn read_f32(&self, len: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; len];
+        self.read(0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The first float.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub fn scalar(&self) -> Result<f32> {
+        let mut value = [0.0f32];
+        self.read(0, bytemuck::cast_slice_mut(&mut value))?;
+        Ok(value[0])
+    }
+
+    pub(super) fn pointer(&self, offset: usize, bytes: usize) -> Result<*mut u8> {
+        if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            crate::bail!("{bytes} bytes at {offset} do not fit a buffer of {} bytes", self.bytes);
+        }
+        // SAFETY: the offset lies within the block.
+        Ok(unsafe { self.block.data.add(offset) })
+    }
+
+    pub(super) fn info(&self) -> Result<MemoryInfo<'static>> {
+        self.memory.info()
+    }
+
+    pub(super) fn on_device(&self) -> bool {
+        self.memory.0.copier.is_some()
+    }
+
+    /// Copies between this device buffer and a host one by running the copy graph.
+    fn transfer(&self, offset: usize, bytes: usize, host: &Self, to_device: bool) -> Result<()> {
+        let Some(copier) = &self.memory.0.copier else { return Ok(()) };
+        let ty = Type::new(DType::U8, &[bytes]);
+        let mut session = copier.borrow_mut();
+        let mut binding: Binding = session.binding()?;
+        if to_device {
+            binding.input("from", host, 0, &ty)?;
+            binding.output("to", self, offset, &ty)?;
+        } else {
+            binding.input("from", self, offset, &ty)?;
+            binding.output("to", host, 0, &ty)?;
+        }
+        session.run_bound(&binding)
+    }
+}
+
+/// `to = Identity(from)` over bytes.
+fn copy_model() -> Result<Vec<u8>> {
+    use crate::ir::{Attrs, Declared, Dim, Graph, Node, Source};
+    let mut g = Graph { name: "copy".into(), ..Graph::default() };
+    g.opsets.insert(String::new(), 18);
+    let dims = Some(vec![Dim::Symbol("bytes".into())]);
+    let from = g.add_value("from", None, Source::Input(Declared { dtype: DType::U8, dims }));
+    let to = g.add_value("to", None, Source::Node);
+    let (inputs, outputs) = (vec![Some(from)], vec![Some(to)]);
+    let (name, domain, op, attrs) = ("copy".into(), String::new(), "Identity".into(), Attrs::new());
+    g.nodes.push(Node { name, domain, op, inputs, outputs, attrs });
+    g.inputs.push(from);
+    g.outputs.push(to);
+    crate::trace::encode(&crate::onnx::emit(&g, crate::onnx::Weights::Inputs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_aligned_and_pack_round_trips() -> Result<()> {
+        let shapes: [&[usize]; 3] = [&[3, 2], &[], &[65]];
+        let layout = Layout::new(shapes);
+        assert_eq!(layout.offsets(), [0, 64, 128]);
+        assert_eq!(layout.len(), 256);
+        let tensors = vec![vec![1.0; 6], vec![2.0], vec![3.0; 65]];
+        assert_eq!(layout.unpack(&layout.pack(&tensors)?), tensors);
+        assert!(layout.pack(&[vec![0.0; 5]]).is_err());
+        Ok(())
+    }
+}
