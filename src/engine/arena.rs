@@ -274,7 +274,8 @@ impl Buffer {
 /// `to = Identity(from)` over bytes.
 fn copy_model() -> Result<Vec<u8>> {
     use crate::ir::{Attrs, Declared, Dim, Graph, Node, Source};
-    let mut g = Graph { name: "copy".into(), ..Graph::default() };
+    let mut g = Graph::default();
+    g.name.push_str("copy");
     g.opsets.insert(String::new(), 18);
     let dims = Some(vec![Dim::Symbol("bytes".into())]);
     let from = g.add_value("from", None, Source::Input(Declared { dtype: DType::U8, dims }));

@@ -7,7 +7,7 @@
 mod fold;
 
 use crate::error::{Error, Result};
-use crate::ir::{DType, Declared, Dim, Graph, Source, Tensor, Type, ValueId};
+use crate::ir::{Declared, Dim, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
 use onnx_protobuf::{Message, ModelProto};
 use std::collections::BTreeMap;
@@ -169,9 +169,4 @@ fn extrapolate(
         types.insert(*v, Type { dtype: lo.dtype, shape });
     }
     Ok(types)
-}
-
-/// A float type whose gradient every rule supports.
-pub fn is_trainable_type(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F64)
 }
