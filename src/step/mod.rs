@@ -2,6 +2,7 @@
 //! make up.
 
 pub mod ascent;
+pub mod gradient;
 pub mod loss;
 pub mod options;
 pub mod perturb;
