@@ -9,10 +9,13 @@ mod activation;
 mod elementwise;
 mod index;
 mod layout;
+mod linalg;
+mod norm;
 mod reduce;
 mod rule;
 pub mod table;
 
+pub use norm::lower_batch_norm;
 pub use rule::{Call, Cotangents, Rule};
 
 use crate::builder::Builder;
