@@ -113,8 +113,3 @@ pub fn missing_rules(graph: &Graph, wrt: &[ValueId]) -> Vec<Error> {
     let on_path = |n: &&Node| n.outputs.iter().flatten().any(|v| needed.contains(v));
     graph.nodes.iter().filter(on_path).filter_map(|n| table::find(n).err().map(|e| n.blame(e))).collect()
 }
-
-/// placeholder until merge
-pub fn lower_batch_norm(_: &mut Graph) -> Result<()> {
-    Ok(())
-}
