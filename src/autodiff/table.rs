@@ -1,6 +1,6 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{Rule, activation, elementwise, index, layout, reduce};
+use super::{Rule, activation, conv, elementwise, index, layout, linalg, norm, pool, reduce};
 use crate::error::{Error, Result};
 use crate::ir::Node;
 use Entry::{NoGradient, Rule as R};
@@ -71,6 +71,24 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Swish", R(activation::swish)),
     ("Softmax", R(activation::softmax)),
     ("LogSoftmax", R(activation::log_softmax)),
+    // Matrix products.
+    ("MatMul", R(linalg::matmul)),
+    ("Gemm", R(linalg::general_matmul)),
+    ("Einsum", R(linalg::einsum)),
+    // Convolutions.
+    ("Conv", R(conv::conv)),
+    ("ConvTranspose", R(conv::conv_transpose)),
+    // Pooling.
+    ("MaxPool", R(pool::max_pool)),
+    ("AveragePool", R(pool::average_pool)),
+    ("GlobalAveragePool", R(pool::global_average_pool)),
+    ("GlobalMaxPool", R(pool::global_max_pool)),
+    // Normalizations.
+    ("BatchNormalization", R(norm::batch_normalization)),
+    ("LayerNormalization", R(norm::layer_normalization)),
+    ("RMSNormalization", R(norm::rms_normalization)),
+    ("InstanceNormalization", R(norm::instance_normalization)),
+    ("GroupNormalization", R(norm::group_normalization)),
     // Reductions.
     ("ReduceSum", R(reduce::sum)),
     ("ReduceMean", R(reduce::mean)),

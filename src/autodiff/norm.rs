@@ -1,0 +1,302 @@
+//! Normalizations: x̂ = (X − μ)/σ over some axes, then a gain and a bias.
+//!
+//! Everything is computed from X − μ. A sum such as Σ Ȳ·X − μ·Σ Ȳ would save a pass and lose half of the digits where |μ| ≫ σ.
+
+use super::{Call, Cotangents};
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{Attr, DType, Graph, Type, ValueId};
+
+/// Puts a value per channel into the shape [1,C,1,…] of rank `rank`, in type `dtype`.
+fn per_channel(b: &mut Builder<'_>, v: ValueId, rank: usize, dtype: DType) -> ValueId {
+    let mut shape = vec![1; rank];
+    shape[1] = b.len(v);
+    let v = b.cast(v, dtype);
+    b.reshape(v, &shape)
+}
+
+/// A value per channel [1,C,1,…] in the type and shape of input `i`.
+fn like_input(b: &mut Builder<'_>, c: &Call<'_>, v: ValueId, i: usize) -> Result<ValueId> {
+    let ty = b.ty(c.x(i)?);
+    let v = b.cast(v, ty.dtype);
+    Ok(b.reshape(v, &ty.shape))
+}
+
+/// 1/√(variance + ε).
+fn inverse_deviation(b: &mut Builder<'_>, variance: ValueId, epsilon: f64) -> Result<ValueId> {
+    let sum = b.offset(variance, epsilon)?;
+    let root = b.unary("Sqrt", sum);
+    Ok(b.unary("Reciprocal", root))
+}
+
+/// Y = γ(X − μ)/√(v + ε) + β; X [N,C,D…], γ, β, μ, v [C]; with r = 1/√(v + ε), x̂ = (X − μ)r and sums over all but C; ONNX
+/// BatchNormalization-15.
+///
+/// In evaluation μ and v are inputs: X̄ = γrȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ, μ̄ = −γr·Σ Ȳ, v̄ = −½γr²·Σ Ȳx̂. In training they are the batch's mean
+/// and biased variance over n elements: γ̄ and β̄ as before, X̄ = γr(Ȳ − β̄/n − x̂γ̄/n), and the running statistics get no gradient.
+/// With a momentum of 0 the second and third output are these μ and v; with another they are computed again.
+pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let Type { dtype, shape } = b.ty(x);
+    let rank = shape.len();
+    if rank < 2 {
+        crate::bail!("its gradient needs an input of rank 2 or more");
+    }
+    let epsilon = f64::from(c.attrs.float("epsilon", 1e-5)?);
+    let momentum = c.attrs.float("momentum", 0.9)?;
+    let training = c.attrs.flag("training_mode", false)?;
+    let axes: Vec<usize> = (0..rank).filter(|a| *a != 1).collect();
+    let gain = per_channel(b, c.x(1)?, rank, dtype);
+    let (mean, variance) = match (training, c.node.output(1), c.node.output(2)) {
+        (false, ..) => (Some(c.x(3)?), Some(c.x(4)?)),
+        (true, mean, variance) if momentum == 0.0 => (mean, variance),
+        (true, ..) => (None, None),
+    };
+    let mean = match mean {
+        Some(mean) => per_channel(b, mean, rank, dtype),
+        None => b.mean(x, &axes, true),
+    };
+    let variance = match variance {
+        Some(variance) => per_channel(b, variance, rank, dtype),
+        None => {
+            let centred = b.sub(x, mean)?;
+            let square = b.square(centred)?;
+            b.mean(square, &axes, true)
+        }
+    };
+    let rstd = inverse_deviation(b, variance, epsilon)?;
+    let slope = b.mul(gain, rstd)?;
+    let wants_stats = !training && (c.wants(3) || c.wants(4));
+    let sum_dy = (c.wants(2) || wants_stats || (training && c.wants(0))).then(|| b.sum(dy, &axes, true));
+    let centred = (training || c.wants(1) || wants_stats).then(|| b.sub(x, mean)).transpose()?;
+    // Σ Ȳ(X − μ)
+    let moment = match centred {
+        Some(centred) => {
+            let product = b.mul(dy, centred)?;
+            Some(b.sum(product, &axes, true))
+        }
+        None => None,
+    };
+    let dx = match (c.wants(0), centred, moment, sum_dy) {
+        (false, ..) => None,
+        (true, Some(centred), Some(moment), Some(sum_dy)) if training => {
+            // aȲ + b(X − μ) + c with a = γr, b = −ar²·Σ Ȳ(X − μ)/n, c = −a·Σ Ȳ/n
+            let n: usize = axes.iter().map(|a| shape[*a]).product();
+            let minus = b.scale(slope, -1.0 / n as f64)?;
+            let square = b.square(rstd)?;
+            let weight = b.mul(minus, square)?;
+            let weight = b.mul(weight, moment)?;
+            let shift = b.mul(minus, sum_dy)?;
+            let first = b.mul(dy, slope)?;
+            let second = b.mul(centred, weight)?;
+            let sum = b.add(first, second)?;
+            Some(b.add(sum, shift)?)
+        }
+        _ => Some(b.mul(dy, slope)?),
+    };
+    let dgain = match moment.filter(|_| c.wants(1)) {
+        Some(moment) => {
+            let dgain = b.mul(moment, rstd)?;
+            Some(like_input(b, c, dgain, 1)?)
+        }
+        None => None,
+    };
+    let dbias = match sum_dy.filter(|_| c.wants(2)) {
+        Some(sum) => Some(like_input(b, c, sum, 2)?),
+        None => None,
+    };
+    let dmean = match sum_dy.filter(|_| wants_stats && c.wants(3)) {
+        Some(sum) => {
+            let product = b.mul(slope, sum)?;
+            let dmean = b.neg(product);
+            Some(like_input(b, c, dmean, 3)?)
+        }
+        None => None,
+    };
+    let dvariance = match moment.filter(|_| wants_stats && c.wants(4)) {
+        Some(moment) => {
+            let square = b.square(rstd)?;
+            let weight = b.mul(slope, square)?;
+            let product = b.mul(weight, moment)?;
+            let dvariance = b.scale(product, -0.5)?;
+            Some(like_input(b, c, dvariance, 4)?)
+        }
+        None => None,
+    };
+    Ok(vec![dx, dgain, dbias, dmean, dvariance])
+}
+
+/// Writes every BatchNormalization in training mode with a momentum of 0 as ReduceMean, the centred variance and a
+/// BatchNormalization in evaluation mode, which is faster on CPU and the only form that CUDA runs.
+///
+/// Its three outputs (Y, mean, biased variance) stay the same values.
+///
+/// # Errors
+/// When the graph is not concretized, or a mean is shared with running statistics (a momentum other than 0).
+pub fn lower_batch_norm(graph: &mut Graph) -> Result<()> {
+    graph.check_typed()?;
+    for node in std::mem::take(&mut graph.nodes) {
+        let training = node.is("BatchNormalization") && node.attrs.get("training_mode") == Some(&Attr::Int(1));
+        if !training {
+            graph.nodes.push(node);
+            continue;
+        }
+        if node.attrs.get("momentum") != Some(&Attr::Float(0.0)) {
+            return Err(node.blame(Error::new("a batch normalization in training mode needs a momentum of 0")));
+        }
+        let missing = || node.blame(Error::new("an input or the first output is missing"));
+        let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Err(missing()) };
+        let mut b = Builder::new(graph, &node.name);
+        let axes: Vec<usize> = (0..b.rank(x)).filter(|a| *a != 1).collect();
+        let mean = b.mean(x, &axes, true);
+        let centred = b.sub(x, mean)?;
+        let square = b.square(centred)?;
+        let variance = b.mean(square, &axes, false);
+        let channels = b.shape(variance).to_vec();
+        let mean = b.reshape(mean, &channels);
+        let mut statistics = [mean, variance];
+        // The node's own values stand for the statistics: the node that made each of them makes these instead.
+        for (i, statistic) in statistics.iter_mut().enumerate() {
+            let Some(output) = node.output(i + 1) else { continue };
+            let dtype = b.dtype(output);
+            let made = b.cast(*statistic, dtype);
+            let maker = b.graph.nodes.iter_mut().rev().flat_map(|n| n.outputs.iter_mut()).find(|o| **o == Some(made));
+            if let Some(maker) = maker {
+                *maker = Some(output);
+            }
+            *statistic = output;
+        }
+        let mut lowered = node.clone();
+        lowered.attrs.remove("training_mode");
+        lowered.attrs.remove("momentum");
+        lowered.inputs = vec![Some(x), node.input(1), node.input(2), Some(statistics[0]), Some(statistics[1])];
+        lowered.outputs = vec![Some(y)];
+        graph.nodes.push(lowered);
+    }
+    graph.check_typed()
+}
+
+/// What every normalization over the axes of one sample has in common.
+struct Normalized {
+    /// x̂.
+    hat: ValueId,
+    /// 1/σ, with the reduced axes as size 1.
+    rstd: ValueId,
+    axes: Vec<usize>,
+    centred: bool,
+}
+
+impl Normalized {
+    /// x̂ over `axes` of `x`; without `centred` μ is 0.
+    fn new(b: &mut Builder<'_>, x: ValueId, axes: &[usize], epsilon: f64, centred: bool) -> Result<Self> {
+        let x = if centred {
+            let mean = b.mean(x, axes, true);
+            b.sub(x, mean)?
+        } else {
+            x
+        };
+        let square = b.square(x)?;
+        let variance = b.mean(square, axes, true);
+        let rstd = inverse_deviation(b, variance, epsilon)?;
+        let hat = b.mul(x, rstd)?;
+        Ok(Self { hat, rstd, axes: axes.to_vec(), centred })
+    }
+
+    /// X̄ = (G − mean G − x̂·mean(Gx̂))/σ with G the cotangent of x̂; mean G is left out if μ is.
+    fn vjp(&self, b: &mut Builder<'_>, g: ValueId) -> Result<ValueId> {
+        let product = b.mul(g, self.hat)?;
+        let mean = b.mean(product, &self.axes, true);
+        let along = b.mul(self.hat, mean)?;
+        let mut rest = b.sub(g, along)?;
+        if self.centred {
+            let mean = b.mean(g, &self.axes, true);
+            rest = b.sub(rest, mean)?;
+        }
+        b.mul(rest, self.rstd)
+    }
+}
+
+/// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) with mean and variance over the axes from `axis` on: X̄ from Ḡ = γȲ as for every
+/// normalization, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ; X [A…,B…], γ, β broadcast to B…; ONNX LayerNormalization-17.
+pub fn layer_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    trailing(b, c, true)
+}
+
+/// Y = γx̂, x̂ = X/√(mean X² + ε) over the axes from `axis` on: X̄ = (G − x̂·mean(Gx̂))/√(…) with G = γȲ, γ̄ = Σ Ȳx̂; ONNX
+/// RMSNormalization-23.
+pub fn rms_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    trailing(b, c, false)
+}
+
+fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
+    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
+    // The precision inside the forward kernel; the gradient is computed in the type of X.
+    c.attrs.ignore(&["stash_type"]);
+    let epsilon = f64::from(c.attrs.float("epsilon", 1e-5)?);
+    let first = b.axis(x, c.attrs.int("axis", -1)?)?;
+    let axes: Vec<usize> = (first..b.rank(x)).collect();
+    let normalized = Normalized::new(b, x, &axes, epsilon, centred)?;
+    let dx = if c.wants(0) {
+        let g = b.mul(dy, gain)?;
+        Some(normalized.vjp(b, g)?)
+    } else {
+        None
+    };
+    let dgain = if c.wants(1) { Some(b.mul(dy, normalized.hat)?) } else { None };
+    Ok(vec![dx, dgain, Some(dy)])
+}
+
+/// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) over the positions of each sample and channel: X̄ from G = γȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over all
+/// but C; X [N,C,D…], γ, β [C]; ONNX InstanceNormalization-6.
+pub fn instance_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let groups = b.shape(c.x(0)?).get(1).copied().unwrap_or(1);
+    grouped(b, c, groups)
+}
+
+/// As InstanceNormalization, but over groups of neighbouring channels; γ, β [C] (opset 21) or one per group (opset 18); ONNX
+/// GroupNormalization-18, -21.
+pub fn group_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    // The precision inside the forward kernel; the gradient is computed in the type of X.
+    c.attrs.ignore(&["stash_type"]);
+    let groups = c.attrs.int("num_groups", 1)?;
+    grouped(b, c, groups.max(1) as usize)
+}
+
+fn grouped(b: &mut Builder<'_>, c: &Call<'_>, groups: usize) -> Cotangents {
+    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
+    let epsilon = f64::from(c.attrs.float("epsilon", 1e-5)?);
+    let shape = b.shape(x).to_vec();
+    if shape.len() < 2 || !shape[1].is_multiple_of(groups) {
+        crate::bail!("{groups} groups do not divide an input of shape {shape:?}");
+    }
+    // [N, groups, channels of a group, positions]
+    let view = [shape[0], groups, shape[1] / groups, shape[2..].iter().product()];
+    let x = b.reshape(x, &view);
+    let dy = b.reshape(dy, &view);
+    // One gain per channel, or one per group.
+    let per_group = b.len(gain) == groups;
+    let coefficient = if per_group { [1, groups, 1, 1] } else { [1, groups, view[2], 1] };
+    let gain = b.reshape(gain, &coefficient);
+    let normalized = Normalized::new(b, x, &[2, 3], epsilon, true)?;
+    let dx = if c.wants(0) {
+        let g = b.mul(dy, gain)?;
+        let dx = normalized.vjp(b, g)?;
+        Some(b.reshape(dx, &shape))
+    } else {
+        None
+    };
+    let dgain = if c.wants(1) {
+        let product = b.mul(dy, normalized.hat)?;
+        let sum = b.unbroadcast(product, &coefficient);
+        Some(like_input(b, c, sum, 1)?)
+    } else {
+        None
+    };
+    let dbias = if c.wants(2) {
+        let sum = b.unbroadcast(dy, &coefficient);
+        Some(like_input(b, c, sum, 2)?)
+    } else {
+        None
+    };
+    Ok(vec![dx, dgain, dbias])
+}
