@@ -3,12 +3,15 @@
 pub mod adapt;
 pub mod autodiff;
 pub mod builder;
+pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod ir;
 pub mod onnx;
 pub mod step;
 pub mod trace;
+pub mod train;
 
 pub use error::{Error, Result};
