@@ -3,3 +3,4 @@
 mod common;
 mod gradcheck;
 mod models;
+mod replay;

@@ -104,6 +104,7 @@ pub struct Session {
 
 impl Session {
     fn new(runtime: &Runtime, model: &[u8], device: Device, level: GraphOptimizationLevel) -> Result<Self> {
+        #[allow(clippy::result_large_err, reason = "the builder's own error type")]
         let builder = |builder: SessionBuilder| {
             let provider = match device {
                 Device::Cpu => CPU::default().with_arena_allocator(true).build(),

@@ -62,11 +62,10 @@ fn replace(proto: &mut ModelProto, name: &str, tensor: &Tensor) -> Result<()> {
         return Ok(());
     }
     let constant = |n: &&mut NodeProto| n.op_type == "Constant" && n.output.iter().any(|o| o == name);
-    if let Some(node) = graph.node.iter_mut().find(constant) {
-        if let Some(a) = node.attribute.iter_mut().find(|a| a.name == "value") {
-            write(a.t.mut_or_insert_default(), tensor);
-            return Ok(());
-        }
+    let node = graph.node.iter_mut().find(constant);
+    if let Some(a) = node.and_then(|n| n.attribute.iter_mut().find(|a| a.name == "value")) {
+        write(a.t.mut_or_insert_default(), tensor);
+        return Ok(());
     }
     Err(Error::new(format!("parameter `{name}` is not in the file")).in_file("export"))
 }
