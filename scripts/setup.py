@@ -48,7 +48,8 @@ def download(tag, folder):
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip()
         if "No module named pip" in words:
-            fail(f"{sys.executable} has no pip", "install it, for example with `python3 -m ensurepip` or `apt-get install python3-pip`")
+            hint = "install it, for example with `python3 -m ensurepip` or `apt-get install python3-pip`"
+            fail(f"{sys.executable} has no pip", hint)
         fail(
             f"pip could not download ONNX Runtime for {tag}:\n{words}",
             "check the connection and pip's index; or use a library you have with `--ort PATH` or ORT_DYLIB_PATH",

@@ -16,9 +16,9 @@ pub enum Mode {
 /// A BatchNormalization in training mode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchNorm {
-    /// Running mean and variance (statistics of the graph), each of shape [C].
+    /// Running mean and variance (statistics of the graph), each of shape `[C]`.
     pub running: [ValueId; 2],
-    /// Mean and biased variance of the batch (outputs of the node), each of shape [C].
+    /// Mean and biased variance of the batch (outputs of the node), each of shape `[C]`.
     pub batch: [ValueId; 2],
     /// Share of the running value that stays at each move: ONNX's `momentum`, 1 − PyTorch's.
     pub momentum: f32,

@@ -29,7 +29,7 @@ fn inverse_deviation(b: &mut Builder<'_>, variance: ValueId, epsilon: f64) -> Re
     Ok(b.unary("Reciprocal", root))
 }
 
-/// Y = γ(X − μ)/√(v + ε) + β; X [N,C,D…], γ, β, μ, v [C]; with r = 1/√(v + ε), x̂ = (X − μ)r and sums over all but C; ONNX
+/// Y = γ(X − μ)/√(v + ε) + β; X [N,C,D…], γ, β, μ, v `[C]`; with r = 1/√(v + ε), x̂ = (X − μ)r and sums over all but C; ONNX
 /// BatchNormalization-15.
 ///
 /// In evaluation μ and v are inputs: X̄ = γrȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ, μ̄ = −γr·Σ Ȳ, v̄ = −½γr²·Σ Ȳx̂. In training they are the batch's mean
@@ -247,13 +247,13 @@ fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
 }
 
 /// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) over the positions of each sample and channel: X̄ from G = γȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over all
-/// but C; X [N,C,D…], γ, β [C]; ONNX InstanceNormalization-6.
+/// but C; X [N,C,D…], γ, β `[C]`; ONNX InstanceNormalization-6.
 pub fn instance_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let groups = b.shape(c.x(0)?).get(1).copied().unwrap_or(1);
     grouped(b, c, groups)
 }
 
-/// As InstanceNormalization, but over groups of neighbouring channels; γ, β [C] (opset 21) or one per group (opset 18); ONNX
+/// As InstanceNormalization, but over groups of neighbouring channels; γ, β `[C]` (opset 21) or one per group (opset 18); ONNX
 /// GroupNormalization-18, -21.
 pub fn group_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     // The precision inside the forward kernel; the gradient is computed in the type of X.

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 /// What is differentiated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Objective {
-    /// Mean cross-entropy of the logits, without smoothing, against an input `labels`, i64 [N].
+    /// Mean cross-entropy of the logits, without smoothing, against an input `labels`, i64 `[N]`.
     #[default]
     CrossEntropy,
     /// A graph output with one element.

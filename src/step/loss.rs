@@ -4,7 +4,7 @@ use crate::builder::Builder;
 use crate::error::Result;
 use crate::ir::{DType, ValueId};
 
-/// 0/1 rows with the one at the label: `labels` i64 [N] → [N, K] in the type of `logits`.
+/// 0/1 rows with the one at the label: `labels` i64 `[N]` → [N, K] in the type of `logits`.
 pub fn one_hot(b: &mut Builder<'_>, logits: ValueId, labels: ValueId) -> ValueId {
     let (classes, dtype) = (b.shape(logits)[1], b.dtype(logits));
     b.one_hot(labels, classes, dtype)

@@ -7,11 +7,11 @@ use crate::error::Result;
 /// Offset of the norm in the denominator, as in the authors' code.
 const NORM_EPS: f64 = 1e-12;
 
-/// The `perturb` stage: (θ [P], g [P], ρ, statistics [S], …) → θ̂ [P], statistics′ [S].
+/// The `perturb` stage: (θ `[P]`, g `[P]`, ρ, statistics `[S]`, …) → θ̂ `[P]`, statistics′ `[S]`.
 ///
 /// L2 metric: ε = ρ g/(‖g‖ + 1e-12), one norm over all parameters (SAM, Foret et al. 2021, eq. 2 with p = 2).
 /// Adaptive metric: ε = ρ T²g/(‖Tg‖ + 1e-12) with T = |w| + η on weights, 1 elsewhere (ASAM, Kwon et al. 2021, eq. 6);
-/// `is_weight` [P] is 1 where an element belongs to a weight.
+/// `is_weight` `[P]` is 1 where an element belongs to a weight.
 ///
 /// # Errors
 /// Never for consistent lengths.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 
 /// Names of the stages' own inputs and outputs.
 pub mod names {
-    /// Class of each sample, i64 [N].
+    /// Class of each sample, i64 `[N]`.
     pub const LABELS: &str = "labels";
     /// True in the ascent pass, bool scalar.
     pub const PHASE: &str = "phase";
@@ -24,11 +24,11 @@ pub mod names {
     pub const CORRECT: &str = "correct";
     /// Logits, [N, K].
     pub const LOGITS: &str = "logits";
-    /// Parameters, f32 [P].
+    /// Parameters, f32 `[P]`.
     pub const THETA: &str = "theta";
-    /// Perturbed or updated parameters, f32 [P].
+    /// Perturbed or updated parameters, f32 `[P]`.
     pub const THETA_OUT: &str = "theta_out";
-    /// Gradient, f32 [P].
+    /// Gradient, f32 `[P]`.
     pub const GRAD: &str = "grad";
     /// Norm of the perturbation, f32 scalar.
     pub const RHO: &str = "rho";
@@ -38,21 +38,21 @@ pub mod names {
     pub const BIAS1: &str = "bias1";
     /// √(1 − β₂ᵗ), f32 scalar.
     pub const BIAS2: &str = "bias2";
-    /// 1 where an element belongs to a weight of rank ≥ 2, f32 [P].
+    /// 1 where an element belongs to a weight of rank ≥ 2, f32 `[P]`.
     pub const IS_WEIGHT: &str = "is_weight";
-    /// Running statistics, f32 [S].
+    /// Running statistics, f32 `[S]`.
     pub const STATS: &str = "stats";
-    /// Running statistics after the pass, f32 [S].
+    /// Running statistics after the pass, f32 `[S]`.
     pub const STATS_OUT: &str = "stats_out";
-    /// Statistics of the batch, f32 [S].
+    /// Statistics of the batch, f32 `[S]`.
     pub const BATCH_STATS: &str = "batch_stats";
-    /// Share of the batch's statistics that moves in, f32 [S].
+    /// Share of the batch's statistics that moves in, f32 `[S]`.
     pub const STAT_RATE: &str = "stat_rate";
-    /// The `i`-th optimizer state, f32 [P].
+    /// The `i`-th optimizer state, f32 `[P]`.
     pub fn state(i: usize) -> String {
         format!("state{i}")
     }
-    /// The `i`-th optimizer state after the step, f32 [P].
+    /// The `i`-th optimizer state after the step, f32 `[P]`.
     pub fn state_out(i: usize) -> String {
         format!("state{i}_out")
     }

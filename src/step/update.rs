@@ -9,7 +9,7 @@ use crate::ir::ValueId;
 /// Offset of the norm when clipping, as `torch.nn.utils.clip_grad_norm_`.
 const CLIP_EPS: f64 = 1e-6;
 
-/// The `update` stage: (θ [P], g [P], state [P] each, lr, …) → θ′ [P], state′ [P] each.
+/// The `update` stage: (θ `[P]`, g `[P]`, state `[P]` each, lr, …) → θ′ `[P]`, state′ `[P]` each.
 ///
 /// # Errors
 /// Never for consistent lengths.
