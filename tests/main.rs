@@ -1,6 +1,8 @@
 //! Every integration test in one binary.
 
+mod bad_input;
 mod common;
 mod gradcheck;
 mod models;
 mod replay;
+mod train;

@@ -1,0 +1,69 @@
+//! Whole runs: a resumed one ends as an uninterrupted one, and the exported file is the user's own.
+
+use crate::common::{engine, repo};
+use bisam::export::{export, verify};
+use bisam::onnx::import;
+use bisam::step::Preset;
+use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Asks the run to stop after a step.
+struct StopAfter<'a>(u64, &'a AtomicBool);
+
+impl Observer for StopAfter<'_> {
+    fn note(&mut self, _: &str) {}
+    fn start(&mut self, _: u64, _: u64) {}
+    fn step(&mut self, report: &StepReport) {
+        if report.step == self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+    fn epoch(&mut self, _: &EpochReport) {}
+}
+
+fn recipe() -> Recipe {
+    Recipe {
+        model: repo("models/resnet8_28.onnx"),
+        data: format!("idx:{}", repo("datasets/fashion-mnist-small").display()),
+        batch_size: 512,
+        steps: Some(11),
+        augment: "crop-flip".into(),
+        step: Preset::Bisam.options(),
+        ..Recipe::default()
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_bit_identical() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |name: &str, stop_after: u64, resume: bool| {
+        let out = folder.path().join(name);
+        std::fs::create_dir_all(&out).expect("a folder");
+        let stop = AtomicBool::new(false);
+        train(&engine(), &recipe(), &out, resume, &stop, &mut StopAfter(stop_after, &stop))
+    };
+    let whole = run("whole", u64::MAX, false).expect("runs");
+    let stopped = run("parts", 10, false).expect_err("stops");
+    assert!(stopped.to_string().contains("stopped after step 10"), "{stopped}");
+    assert!(run("parts", u64::MAX, false).is_err(), "a finished or broken run is not overwritten");
+    let resumed = run("parts", u64::MAX, true).expect("goes on");
+    assert_eq!(whole.test_accuracy, resumed.test_accuracy);
+    for file in ["model.onnx", "last.onnx"] {
+        let read = |run: &str| std::fs::read(folder.path().join(run).join(file)).expect("written");
+        assert!(read("whole") == read("parts"), "{file} differs");
+    }
+    let verdict = verify(&engine(), &folder.path().join("whole/model.onnx"), None, 4, 1e-4).expect("both run it");
+    assert!(verdict.agrees, "{verdict:?}");
+}
+
+#[test]
+fn exporting_a_file_with_its_own_values_changes_nothing() {
+    for name in ["mlp", "lenet", "vit", "vit_dynamo", "bert", "bert_dynamo", "resnet20_eval"] {
+        let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
+        let g = &model.graph;
+        let values: BTreeMap<_, _> =
+            g.params().into_iter().map(|v| (g[v].name.clone(), g.param(v).expect("a parameter").clone())).collect();
+        assert!(export(&model, &[], &values).expect("exports") == model.proto, "{name} changed");
+    }
+}
