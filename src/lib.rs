@@ -3,6 +3,7 @@
 pub mod adapt;
 pub mod autodiff;
 pub mod builder;
+pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod error;

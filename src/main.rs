@@ -1,1 +1,5 @@
-fn main() {}
+//! The `bisam` command.
+
+fn main() -> std::process::ExitCode {
+    bisam::cli::main()
+}

@@ -2,9 +2,11 @@
 //! make up.
 
 pub mod ascent;
+pub mod cost;
 pub mod loss;
 pub mod options;
 pub mod perturb;
+pub mod report;
 pub mod stages;
 pub mod update;
 
