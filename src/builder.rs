@@ -375,6 +375,26 @@ impl<'g> Builder<'g> {
         self.op("Slice", &[x, s, e, a], Attrs::new(), ty)
     }
 
+    /// Every `steps`-th element of `start..end` along each of `axes`.
+    pub fn slice_by(
+        &mut self,
+        x: ValueId,
+        axes: &[usize],
+        starts: &[usize],
+        ends: &[usize],
+        steps: &[usize],
+    ) -> ValueId {
+        if steps.iter().all(|s| *s == 1) {
+            return self.slice(x, axes, starts, ends);
+        }
+        let mut ty = self.ty(x);
+        for (i, a) in axes.iter().enumerate() {
+            ty.shape[*a] = (ends[i] - starts[i]).div_ceil(steps[i]);
+        }
+        let lists = [starts, ends, axes, steps].map(|l| self.ints(&as_i64(l)));
+        self.op("Slice", &[x, lists[0], lists[1], lists[2], lists[3]], Attrs::new(), ty)
+    }
+
     /// The elements in the opposite order along each of `axes`.
     pub fn reverse(&mut self, x: ValueId, axes: &[usize]) -> ValueId {
         let axes: Vec<usize> = axes.iter().copied().filter(|a| self.shape(x)[*a] > 1).collect();

@@ -6,14 +6,17 @@
 //! table or the rule does not know.
 
 mod activation;
+mod conv;
 mod elementwise;
 mod index;
 mod layout;
 mod linalg;
 mod norm;
+mod pool;
 mod reduce;
 mod rule;
 pub mod table;
+mod window;
 
 pub use norm::lower_batch_norm;
 pub use rule::{Call, Cotangents, Rule};

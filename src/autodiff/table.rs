@@ -1,6 +1,6 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{Rule, activation, elementwise, index, layout, linalg, norm, reduce};
+use super::{Rule, activation, conv, elementwise, index, layout, linalg, norm, pool, reduce};
 use crate::error::{Error, Result};
 use crate::ir::Node;
 use Entry::{NoGradient, Rule as R};
@@ -75,6 +75,14 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("MatMul", R(linalg::matmul)),
     ("Gemm", R(linalg::general_matmul)),
     ("Einsum", R(linalg::einsum)),
+    // Convolutions.
+    ("Conv", R(conv::conv)),
+    ("ConvTranspose", R(conv::conv_transpose)),
+    // Pooling.
+    ("MaxPool", R(pool::max_pool)),
+    ("AveragePool", R(pool::average_pool)),
+    ("GlobalAveragePool", R(pool::global_average_pool)),
+    ("GlobalMaxPool", R(pool::global_max_pool)),
     // Normalizations.
     ("BatchNormalization", R(norm::batch_normalization)),
     ("LayerNormalization", R(norm::layer_normalization)),

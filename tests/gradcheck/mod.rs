@@ -10,9 +10,13 @@
 //! that a variant gives an error instead.
 
 mod rows_activation;
+mod rows_conv;
 mod rows_elementwise;
 mod rows_index;
 mod rows_layout;
+mod rows_linalg;
+mod rows_norm;
+mod rows_pool;
 mod rows_reduce;
 mod runtime;
 mod special;
@@ -60,7 +64,7 @@ enum Input {
 pub struct Row {
     op: &'static str,
     domain: &'static str,
-    note: &'static str,
+    note: String,
     inputs: Vec<Input>,
     attrs: Attrs,
     outputs: Vec<bool>,
@@ -70,8 +74,9 @@ pub struct Row {
 }
 
 /// A row for operator `op`; `note` says which variant it is.
-pub fn row(op: &'static str, note: &'static str) -> Row {
+pub fn row(op: &'static str, note: &str) -> Row {
     let (inputs, attrs) = (Vec::new(), Attrs::new());
+    let note = note.to_owned();
     Row { op, domain: "", note, inputs, attrs, outputs: vec![true], opset: 20, single: false, tolerance: [1e-7, 3e-3] }
 }
 
@@ -165,6 +170,20 @@ impl Row {
     /// Not in float64: its kernel computes in float32 all the same.
     pub fn single(mut self) -> Self {
         self.single = true;
+        self
+    }
+
+    /// With the first two dimensions of the second input swapped.
+    fn swap_weight(mut self) -> Self {
+        if let Some(Input::Differentiable(shape, _)) = self.inputs.get_mut(1) {
+            shape.swap(0, 1);
+        }
+        self
+    }
+
+    /// A variant of a row under another name.
+    pub fn renamed(mut self, more: &str) -> Self {
+        self.note.push_str(more);
         self
     }
 
@@ -396,8 +415,18 @@ pub fn refused(row: &Row, message: &str) {
 
 /// Every row of every file.
 fn all_rows() -> Vec<Row> {
-    [rows_elementwise::rows(), rows_activation::rows(), rows_reduce::rows(), rows_layout::rows(), rows_index::rows()]
-        .concat()
+    [
+        rows_elementwise::rows(),
+        rows_activation::rows(),
+        rows_reduce::rows(),
+        rows_layout::rows(),
+        rows_index::rows(),
+        rows_linalg::rows(),
+        rows_conv::rows(),
+        rows_pool::rows(),
+        rows_norm::rows(),
+    ]
+    .concat()
 }
 
 #[test]

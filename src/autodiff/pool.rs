@@ -1,0 +1,131 @@
+//! Pooling over windows and over all positions; X [N,C,D…], Y [N,C,O…].
+
+use super::window::{Window, resize};
+use super::{Call, Cotangents, conv};
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{DType, Source, Tensor, Type, ValueId};
+
+/// The window of a pooling, whose size is an attribute.
+fn window(b: &Builder<'_>, c: &Call<'_>) -> Result<Window> {
+    let kernel = c.attrs.ints("kernel_shape")?.unwrap_or_default();
+    if kernel.is_empty() || kernel.iter().any(|k| *k < 1) {
+        crate::bail!("`kernel_shape` is {kernel:?}");
+    }
+    // The output's shape is known.
+    c.attrs.ignore(&["ceil_mode"]);
+    Window::new(b, c, kernel.into_iter().map(|k| k as usize).collect())
+}
+
+/// Output `slot` of the node being differentiated; where the file leaves it out, it is asked for with type `ty`.
+fn ask_output(b: &mut Builder<'_>, c: &Call<'_>, slot: usize, ty: Type) -> Result<ValueId> {
+    if let Some(v) = c.node.output(slot) {
+        return Ok(v);
+    }
+    let y = c.y(0)?;
+    let name = format!("{}/output{slot}", b.graph[y].name);
+    let v = b.graph.add_value(&name, Some(ty), Source::Node);
+    let node = b.graph.nodes.iter_mut().find(|n| n.output(0) == Some(y));
+    let node = node.ok_or_else(|| Error::new("the node is not in its graph"))?;
+    node.outputs.resize(node.outputs.len().max(slot + 1), None);
+    node.outputs[slot] = Some(v);
+    Ok(v)
+}
+
+/// Y = max of each window: each Ȳ goes to the place where its maximum was found, the node's second output, which is asked for
+/// where the file leaves it out; ONNX MaxPool-12.
+///
+/// Of equal elements ONNX Runtime takes the first, as PyTorch does.
+pub fn max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    if c.attrs.int("storage_order", 0)? != 0 {
+        crate::bail!("the gradient with column-major indices (storage_order) is not supported");
+    }
+    let window = window(b, c)?;
+    let ty = b.ty(x);
+    let indices = ask_output(b, c, 1, Type::new(DType::I64, b.shape(dy)))?;
+    let (n, flat) = (b.len(dy), Type::new(ty.dtype, &[ty.len()]));
+    // Indices count through the whole input.
+    let (indices, dy) = (b.reshape(indices, &[n]), b.reshape(dy, &[n]));
+    let zeros = b.zeros(&flat);
+    let reduction = if window.apart() { "none" } else { "add" };
+    let dx = b.scatter_elements(zeros, indices, dy, 0, reduction);
+    Ok(vec![Some(b.reshape(dx, &ty.shape))])
+}
+
+/// Y = Σ of each window/n: X̄ sums Ȳ/n over the windows an element is in; n is the size of the window, without its elements in
+/// the padding unless `count_include_pad`; ONNX AveragePool-19.
+///
+/// Beyond the padding, where only `ceil_mode` reaches, nothing counts.
+pub fn average_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let window = window(b, c)?;
+    let padding = c.attrs.flag("count_include_pad", false)?;
+    let Type { dtype, shape } = b.ty(x);
+    let rank = window.kernel.len();
+    let share = shares(&window, padding);
+    let view = [&[1, 1], window.output.as_slice()].concat();
+    let share = Tensor::from_f64(dtype, &view, &share);
+    let share = match share.uniform() {
+        Some(share) => b.scalar(share, dtype),
+        None => b.constant(share),
+    };
+    let dy = b.mul(dy, share)?;
+    if window.tiles() {
+        // [N,C,O₁,1,O₂,1,…] repeated to [N,C,O₁,K₁,O₂,K₂,…]
+        let (mut thin, mut wide) = (shape[..2].to_vec(), shape[..2].to_vec());
+        for (o, k) in window.output.iter().zip(&window.kernel) {
+            thin.extend([*o, 1]);
+            wide.extend([*o, *k]);
+        }
+        let dy = b.reshape(dy, &thin);
+        let dy = b.expand(dy, &wide);
+        let covered: Vec<usize> = (0..rank).map(|i| window.reach(i)).collect();
+        let dx = b.reshape(dy, &[&shape[..2], &covered].concat());
+        let rest: Vec<i64> = (0..rank).map(|i| (shape[i + 2] - covered[i]) as i64).collect();
+        return Ok(vec![Some(resize(b, dx, &vec![0; rank], &rest))]);
+    }
+    // Every channel is a sample of its own, under a weight of ones.
+    let dy = b.reshape(dy, &[&[shape[0] * shape[1], 1], window.output.as_slice()].concat());
+    let ones = b.constant(Tensor::full(dtype, &[&[1, 1], window.kernel.as_slice()].concat(), 1.0));
+    let dx = conv::input_gradient(b, dy, ones, &window, 1);
+    Ok(vec![Some(b.reshape(dx, &shape))])
+}
+
+/// 1/n for every window, in row-major order.
+fn shares(window: &Window, padding: bool) -> Vec<f64> {
+    let count = |i: usize, o: usize| {
+        let (low, high) = match padding {
+            true => (0, window.begin[i] + window.input[i] + window.end[i]),
+            false => (window.begin[i], window.begin[i] + window.input[i]),
+        };
+        let place = |t: usize| o * window.strides[i] + t * window.dilations[i];
+        (0..window.kernel[i]).filter(|t| (low..high).contains(&place(*t))).count()
+    };
+    let mut shares = vec![1.0];
+    for i in 0..window.kernel.len() {
+        let line: Vec<f64> = (0..window.output[i]).map(|o| 1.0 / count(i, o).max(1) as f64).collect();
+        shares = shares.iter().flat_map(|s| line.iter().map(move |l| s * l)).collect();
+    }
+    shares
+}
+
+/// Y = mean over all positions: X̄ = Ȳ/n, n positions; ONNX GlobalAveragePool-1.
+pub fn global_average_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let shape = b.shape(c.x(0)?).to_vec();
+    let positions: usize = shape[2..].iter().product();
+    let share = b.scale(c.dy()?, 1.0 / positions as f64)?;
+    Ok(vec![Some(b.expand(share, &shape))])
+}
+
+/// Y = max over all positions: X̄ = Ȳ·[X = Y]/#{X = Y}; ONNX GlobalMaxPool-1.
+///
+/// Equal maxima share the cotangent evenly, as `torch.amax`.
+pub fn global_max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, y) = (c.x(0)?, c.y(0)?);
+    let axes: Vec<usize> = (2..b.rank(x)).collect();
+    let mask = b.mask("Equal", x, y, x)?;
+    let count = b.sum(mask, &axes, true);
+    let share = b.div(c.dy()?, count)?;
+    Ok(vec![Some(b.mul(share, mask)?)])
+}
