@@ -1,5 +1,6 @@
 //! The command line: a file per command; only this layer prints.
 
+mod gradcheck;
 mod inspect;
 mod page;
 
@@ -54,6 +55,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Args),
+    Gradcheck(gradcheck::Args),
 }
 
 /// Runs the command line.
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &cli.global),
+        Command::Gradcheck(args) => gradcheck::run(args, &cli.global),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,19 @@ type Reader = NpzReader<BufReader<File>>;
 /// Reads every array of the archive. A prefix names a split only when there are labels for it, so that a model input
 /// may be called `test_x`.
 pub(super) fn open(path: &Path) -> Result<Splits> {
+    let splits = split(read_npz(path)?).map_err(|e| e.in_file(path))?;
+    let Parts { train, valid, test } = splits;
+    let sets: Vec<(&Path, &Dataset)> =
+        [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().map(|s| (path, s)).collect();
+    let classes = numbered_classes(&sets)?;
+    Ok(Splits { train, valid, test, classes })
+}
+
+/// Every array of an npz file, by name.
+///
+/// # Errors
+/// A file that cannot be read, or an array of a type this crate has no tensors of.
+pub fn read_npz(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let file = BufReader::new(File::open(path).file(path)?);
     let mut reader = NpzReader::new(file).map_err(|e| Error::new(e.to_string()).in_file(path))?;
     let mut arrays = BTreeMap::new();
@@ -24,12 +37,7 @@ pub(super) fn open(path: &Path) -> Result<Splits> {
         let array = read(&mut reader, &name).map_err(|e| e.in_file(path))?;
         arrays.insert(name, array);
     }
-    let splits = split(arrays).map_err(|e| e.in_file(path))?;
-    let Parts { train, valid, test } = splits;
-    let sets: Vec<(&Path, &Dataset)> =
-        [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().map(|s| (path, s)).collect();
-    let classes = numbered_classes(&sets)?;
-    Ok(Splits { train, valid, test, classes })
+    Ok(arrays)
 }
 
 struct Parts {

@@ -43,11 +43,12 @@ pub fn emit(graph: &Graph, weights: Weights) -> ModelProto {
         }
     }
     g.output = graph.outputs.iter().map(|v| value_info(graph, *v)).collect();
+    let mut taken = HashSet::new();
     g.node = graph
         .nodes
         .iter()
         .map(|n| NodeProto {
-            name: n.name.clone(),
+            name: unique(&n.name, &mut taken),
             domain: n.domain.clone(),
             op_type: n.op.clone(),
             input: n.inputs.iter().map(|v| name(*v)).collect(),
@@ -65,6 +66,17 @@ pub fn emit(graph: &Graph, weights: Weights) -> ModelProto {
         graph: MessageField::some(g),
         ..Default::default()
     }
+}
+
+/// Node names only serve messages in a [`Graph`]; ONNX Runtime wants them unique.
+fn unique(name: &str, taken: &mut HashSet<String>) -> String {
+    let mut unique = name.to_owned();
+    let mut i = 0;
+    while !unique.is_empty() && !taken.insert(unique.clone()) {
+        i += 1;
+        unique = format!("{name}_{i}");
+    }
+    unique
 }
 
 fn value_info(graph: &Graph, v: ValueId) -> ValueInfoProto {

@@ -2,7 +2,9 @@
 //! make up.
 
 pub mod ascent;
+pub mod check;
 pub mod cost;
+pub mod gradient;
 pub mod loss;
 pub mod options;
 pub mod perturb;

@@ -1,13 +1,14 @@
 //! The four stages of a step as graphs: `grad`, `perturb`, `update`, `eval`.
 
 use super::ascent::ascent_loss;
+use super::gradient::output;
 use super::options::StepOptions;
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
 use crate::autodiff::{differentiate, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
+use crate::ir::{DType, Declared, Graph, Source, Type, ValueId};
 use crate::trace::{Evaluator, Sizes, concretize};
 use std::collections::{BTreeMap, HashSet};
 
@@ -172,10 +173,11 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
         );
     }
     let stats = statistics(&mut graph, &norms)?;
+    keep_statistics(&mut graph, &stats);
     lower_batch_norm(&mut graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
-    let eval = eval_stage(prepared, &params)?;
+    let eval = eval_stage(prepared, &params, &stats)?;
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
     Ok(Stages { grad: graph, eval, params, stats, classes, inputs, labels, phase })
@@ -237,18 +239,6 @@ fn add_input(graph: &mut Graph, name: &str, ty: Type) -> ValueId {
     v
 }
 
-/// Makes `v` an output under a name like `name`; one that is not computed here, or an output already, is copied.
-fn output(graph: &mut Graph, name: &str, v: ValueId) -> String {
-    let mut v = v;
-    if graph[v].source != Source::Node || graph.outputs.contains(&v) {
-        let ty = graph[v].ty.clone().unwrap_or(Type::new(DType::F32, &[]));
-        v = Builder::new(graph, "output").op("Identity", &[v], Attrs::new(), ty);
-    }
-    graph.rename(v, name);
-    graph.outputs.push(v);
-    graph[v].name.clone()
-}
-
 fn freeze_value(graph: &mut Graph, v: ValueId) {
     if let Some(t) = graph.param(v).cloned() {
         graph.set_source(v, Source::Constant(t));
@@ -276,9 +266,21 @@ fn statistics(graph: &mut Graph, norms: &[BatchNorm]) -> Result<Vec<StatSlot>> {
     Ok(slots)
 }
 
-fn eval_stage(prepared: &Prepared, params: &[Slot]) -> Result<Graph> {
+/// Turns statistics that training does not move into constants.
+fn keep_statistics(graph: &mut Graph, moved: &[StatSlot]) {
+    for v in graph.value_ids().collect::<Vec<_>>() {
+        if let Source::Stat(t) = graph[v].source.clone()
+            && !moved.iter().any(|s| s.slot.name == graph[v].name)
+        {
+            graph.set_source(v, Source::Constant(t));
+        }
+    }
+}
+
+fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Result<Graph> {
     let mut graph = prepared.graph.clone();
     set_mode(&mut graph, Mode::Eval)?;
+    keep_statistics(&mut graph, stats);
     for v in graph.params() {
         if !params.iter().any(|p| p.name == graph[v].name) {
             freeze_value(&mut graph, v);

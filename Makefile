@@ -1,0 +1,44 @@
+# `make check` is what continuous integration runs.
+
+CARGO ?= cargo
+PYTHON ?= python3
+BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
+
+.PHONY: help setup build test demo check bench clean
+
+help:
+	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
+	@echo "make build   build the release binary"
+	@echo "make test    run every test"
+	@echo "make demo    train a small network on a slice of Fashion-MNIST"
+	@echo "make check   formatting, lints, documentation, tests, licences"
+	@echo "make bench   measure against peers"
+	@echo "make clean   remove what was built and fetched"
+
+setup:
+	$(PYTHON) scripts/setup.py
+
+build:
+	$(CARGO) build --release --locked
+
+test: setup
+	$(CARGO) test --locked
+
+demo: setup build
+	rm -rf runs/demo
+	$(BISAM) train models/resnet8_28.onnx --data idx:datasets/fashion-mnist-small --optimizer bisam --epochs 22 \
+		--lr 0.3 --augment crop-flip --batch-size 128 -o runs/demo
+
+check: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	$(CARGO) test --locked
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo deny is not installed; skipped"; fi
+
+bench: setup build
+	$(PYTHON) benches/run.py
+
+clean:
+	$(CARGO) clean
+	rm -rf .onnxruntime runs

@@ -1,0 +1,143 @@
+//! One gradient of a model, for comparison with another framework or with finite differences.
+
+use super::loss;
+use super::stages::names;
+use crate::adapt::{Mode, find_logits, set_mode};
+use crate::autodiff::differentiate;
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
+use crate::onnx::Model;
+use crate::trace::{Evaluator, Sizes, concretize};
+use std::collections::HashSet;
+
+/// What is differentiated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Objective {
+    /// Mean cross-entropy of the logits, without smoothing, against an input `labels`, i64 [N].
+    #[default]
+    CrossEntropy,
+    /// A graph output with one element.
+    Output(String),
+}
+
+/// A graph that computes a loss and its gradient.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    /// Outputs: the loss, the logits (the file's first float output), then each gradient that is not zero.
+    pub graph: Graph,
+    /// Input that takes the labels, with cross-entropy.
+    pub labels: Option<String>,
+    /// For every differentiated value its name, type and output of `graph`; no output where the gradient is zero.
+    pub of: Vec<(String, Type, Option<String>)>,
+}
+
+/// Input slots whose float constants choose what an operator does and are not differentiated.
+const SETTINGS: &[(&str, &[usize])] =
+    &[("Dropout", &[1]), ("Resize", &[1, 2]), ("OneHot", &[2]), ("Range", &[0, 1, 2]), ("Upsample", &[1])];
+
+/// The model's graph with every float initializer a parameter, whatever training would take it for.
+pub fn with_all_initializers(model: &Model) -> Graph {
+    let mut graph = model.graph.clone();
+    let initializers: HashSet<&str> = model.proto.graph.initializer.iter().map(|i| i.name.as_str()).collect();
+    let setting = |v: ValueId| {
+        graph.nodes.iter().any(|n| {
+            let slots = SETTINGS.iter().find(|(op, _)| n.is(op)).map_or(&[][..], |(_, s)| s);
+            slots.iter().any(|s| n.input(*s) == Some(v))
+        })
+    };
+    let promote: Vec<ValueId> = model
+        .roles
+        .iter()
+        .map(|r| r.value)
+        .filter(|v| initializers.contains(graph[*v].name.as_str()) && !setting(*v) && graph.constant(*v).is_some())
+        .collect();
+    for v in promote {
+        if let Some(t) = graph.constant(v).cloned() {
+            graph.set_source(v, Source::Param(t));
+        }
+    }
+    graph
+}
+
+/// Concretizes `graph` and appends the gradient with respect to its parameters and statistics, its inputs, or both.
+///
+/// # Errors
+/// As [`concretize`] and [`differentiate`]; or an objective that the graph does not have.
+pub fn gradient(
+    graph: &Graph,
+    sizes: &Sizes,
+    mode: Mode,
+    objective: &Objective,
+    (params, inputs): (bool, bool),
+    run: &dyn Evaluator,
+) -> Result<Gradient> {
+    let mut graph = graph.clone();
+    concretize(&mut graph, sizes, run)?;
+    set_mode(&mut graph, mode)?;
+    let float = |v: &ValueId| graph[*v].ty.as_ref().is_some_and(|t| t.dtype.is_float());
+    let first = graph.outputs.iter().copied().find(float);
+    let first = first.ok_or_else(|| Error::new("the model has no float output"))?;
+    let weights = graph.value_ids().filter(|v| matches!(graph[*v].source, Source::Param(_) | Source::Stat(_)));
+    let data = graph.inputs.iter().copied().filter(float);
+    let wrt: Vec<ValueId> = match (params, inputs) {
+        (true, true) => weights.chain(data).collect(),
+        (false, true) => data.collect(),
+        _ => weights.collect(),
+    };
+    let mut labels = None;
+    let loss = match objective {
+        Objective::CrossEntropy => {
+            let logits = find_logits(&graph, None)?;
+            let [rows, classes] = [0, 1].map(|i| graph.ty(logits).map(|t| t.shape[i]));
+            let (rows, classes) = (rows?, classes?);
+            let ty = Type::new(DType::I64, &[rows]);
+            let declared = Declared { dtype: DType::I64, dims: None };
+            let v = graph.add_value(names::LABELS, Some(ty), Source::Input(declared));
+            graph.inputs.push(v);
+            labels = Some(graph[v].name.clone());
+            let mut b = Builder::new(&mut graph, "loss");
+            let logits = b.reshape(logits, &[rows, classes]);
+            let one_hot = loss::one_hot(&mut b, logits, v);
+            loss::cross_entropy(&mut b, logits, one_hot, 0.0)?
+        }
+        Objective::Output(name) => {
+            let names = || graph.outputs.iter().map(|v| graph[*v].name.as_str()).collect::<Vec<_>>().join(", ");
+            let v = graph.outputs.iter().copied().find(|v| graph[*v].name == *name).ok_or_else(|| {
+                Error::new(format!("the model has no output `{name}`")).hint(format!("its outputs are {}", names()))
+            })?;
+            let ty = graph.ty(v)?.clone();
+            if ty.len() != 1 || !ty.dtype.is_float() {
+                return Err(Error::new(format!("output `{name}` is {ty}, but a loss is one float")));
+            }
+            Builder::new(&mut graph, "loss").reshape(v, &[])
+        }
+    };
+    let one = Builder::new(&mut graph, "seed").scalar_like(1.0, loss);
+    let gradients = differentiate(&mut graph, &[(loss, one)], &wrt)?;
+    graph.outputs.clear();
+    output(&mut graph, names::LOSS, loss);
+    output(&mut graph, names::LOGITS, first);
+    let mut of = Vec::with_capacity(wrt.len());
+    for (v, g) in wrt.into_iter().zip(gradients) {
+        let name = graph[v].name.clone();
+        let ty = graph.ty(v)?.clone();
+        let out = g.map(|g| output(&mut graph, &format!("grad/{name}"), g));
+        of.push((name, ty, out));
+    }
+    graph.remove_dead_nodes();
+    graph.check_typed()?;
+    Ok(Gradient { graph, labels, of })
+}
+
+/// Makes `v` an output under a name like `name`; one that is not computed here, or an output already, is copied.
+pub(super) fn output(graph: &mut Graph, name: &str, v: ValueId) -> String {
+    let mut v = v;
+    if graph[v].source != Source::Node || graph.outputs.contains(&v) {
+        let ty = graph[v].ty.clone().unwrap_or(Type::new(DType::F32, &[]));
+        v = Builder::new(graph, "output").op("Identity", &[v], Attrs::new(), ty);
+    }
+    graph.rename(v, name);
+    graph.outputs.push(v);
+    graph[v].name.clone()
+}

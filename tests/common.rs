@@ -1,0 +1,29 @@
+//! What several tests share.
+
+use bisam::engine::{Device, Engine};
+use bisam::ir::Tensor;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The engine every test shares.
+pub fn engine() -> Engine {
+    Engine::new(None, None, Device::Cpu).expect("run `make setup` first")
+}
+
+/// A file of the repository.
+pub fn repo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Every array of an npz file.
+pub fn npz(path: &Path) -> BTreeMap<String, Tensor> {
+    bisam::data::read_npz(path).expect("a readable npz file")
+}
+
+/// ‖a − b‖ / max(‖b‖, floor).
+pub fn relative(a: &[f32], b: &[f32], floor: f64) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(*x) - f64::from(*y)));
+    difference / norm(&mut b.iter().map(|y| f64::from(*y))).max(floor)
+}
