@@ -29,9 +29,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
     /// Random directions for each parameter.
-    #[arg(long, default_value_t = 2, value_parser = batch)]
+    #[arg(long, default_value_t = 3, value_parser = batch)]
     directions: usize,
-    /// Largest relative error of a right gradient; twice this much is off.
+    /// Largest relative error of a right gradient, beyond what the measurement can tell.
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
     /// eval: BatchNormalization at its running statistics, no Dropout; train: statistics of the batch.
@@ -59,9 +59,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     untie(&mut graph, &|name| in_file.contains(name));
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
     let check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
-    let (mut gradient, mut loss) = (engine.compile(&check.gradient)?, engine.compile(&check.loss)?);
+    let (mut gradient, mut logits) = (engine.compile(&check.gradient)?, engine.compile(&check.logits)?);
     let rows =
-        check.rows(&mut |f| gradient.run(f), &mut |f| loss.run(f), args.directions, args.tolerance, args.seed)?;
+        check.rows(&mut |f| gradient.run(f), &mut |f| logits.run(f), args.directions, args.tolerance, args.seed)?;
     print(global, &rows, |page| table(page, &rows, args.tolerance))?;
     let off: Vec<&str> = rows.iter().filter(|r| r.verdict == Verdict::Off).map(|r| r.name.as_str()).collect();
     match off.as_slice() {
@@ -73,7 +73,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 }
 
 fn table(page: &mut Page, rows: &[Row], tolerance: f64) {
-    let header = ["parameter", "shape", "‖gradient‖", "error", "directions", ""];
+    let header = ["parameter", "shape", "‖gradient‖", "error", "±", "directions", ""];
     let mut lines = vec![header.iter().map(|h| cell(*h).tone(Tone::Dim)).collect::<Vec<_>>()];
     for r in rows {
         let (text, tone) = match r.verdict {
@@ -86,6 +86,7 @@ fn table(page: &mut Page, rows: &[Row], tolerance: f64) {
             cell(shape(&r.shape)),
             number(format!("{:.2e}", r.norm)),
             number(r.error.map_or("–".into(), |e| format!("{e:.1e}"))),
+            number(r.doubt.map_or("–".into(), |d| format!("{d:.0e}"))).tone(Tone::Dim),
             number(format!("{} of {}", r.directions, r.directions + r.skipped)),
             cell(text).tone(tone),
         ]);
@@ -99,10 +100,10 @@ fn table(page: &mut Page, rows: &[Row], tolerance: f64) {
         count(Verdict::Off),
         count(Verdict::Undecided)
     ));
-    if rows.iter().any(|r| r.skipped > 0) {
-        let note = "Directions do not count along which no two step sizes agree: a kink (Relu, pooling) is crossed, or f32 \
-                    rounding is in the way.";
-        let note = page.paint(note, Tone::Dim);
-        page.line(&note);
+    let note = "± is the range of the step sizes that agree best: f32 rounding, and kinks (Relu, pooling) that are crossed.\n\
+                An error below tolerance + 2± is not held against the gradient; directions with too large a range are skipped.";
+    for line in note.lines() {
+        let line = page.paint(line, Tone::Dim);
+        page.line(&line);
     }
 }

@@ -156,16 +156,16 @@ fn parameters(page: &mut Page, r: &Report, all: bool) {
 
 /// A row per tensor, or per group of tensors whose names differ in numbers only.
 fn parameter_rows(tensors: &[Tensor], all: bool) -> Vec<Vec<Cell>> {
-    let mut groups: Vec<(String, &Tensor, usize)> = Vec::new();
     let trained = tensors.iter().filter(|t| t.role == Used::Trained).count();
+    let grouped = !all && trained > ROWS;
+    let mut groups: Vec<(String, &Tensor, usize)> = Vec::new();
     for t in tensors.iter().filter(|t| all || t.role == Used::Trained) {
-        let name = if all || trained <= ROWS { t.name.clone() } else { without_numbers(&t.name) };
-        let same = |(n, o, _): &&mut (String, &Tensor, usize)| {
-            *n == name && o.shape == t.shape && o.reason.split(' ').next() == t.reason.split(' ').next() && !all
+        let alike = |g: &&mut (String, &Tensor, usize)| {
+            grouped && numbers_as(&g.0, "*") == numbers_as(&t.name, "*") && g.1.shape == t.shape
         };
-        match groups.iter_mut().find(same) {
-            Some(group) => group.2 += 1,
-            None => groups.push((name, t, 1)),
+        match groups.iter_mut().find(alike) {
+            Some(group) => *group = (differing(&group.0, &t.name), group.1, group.2 + 1),
+            None => groups.push((t.name.clone(), t, 1)),
         }
     }
     let row = |(name, t, n): (String, &Tensor, usize)| {
@@ -187,17 +187,28 @@ fn parameter_rows(tensors: &[Tensor], all: bool) -> Vec<Vec<Cell>> {
     groups.into_iter().map(row).collect()
 }
 
-/// The name with `*` for every number.
-fn without_numbers(name: &str) -> String {
-    let mut out = String::new();
-    for c in name.chars() {
-        match c {
-            '0'..='9' if out.ends_with('*') => {}
-            '0'..='9' => out.push('*'),
-            c => out.push(c),
-        }
+/// A name taken apart into numbers (`*` is one) and what is between them.
+fn parts(name: &str) -> Vec<&str> {
+    let is_number = |c: char| c.is_ascii_digit() || c == '*';
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|c| is_number(c) != is_number(first)).unwrap_or(rest.len());
+        let (part, after) = rest.split_at(end);
+        parts.push(part);
+        rest = after;
     }
-    out
+    parts
+}
+
+/// The name with `with` for every number.
+fn numbers_as(name: &str, with: &str) -> String {
+    parts(name).iter().map(|p| if p.starts_with(|c: char| c.is_ascii_digit() || c == '*') { with } else { p }).collect()
+}
+
+/// The name with `*` for the numbers in which two names of the same form differ.
+fn differing(a: &str, b: &str) -> String {
+    parts(a).into_iter().zip(parts(b)).map(|(a, b)| if a == b { a } else { "*" }).collect()
 }
 
 fn operators(page: &mut Page, operators: &[Operator]) {
@@ -339,7 +350,9 @@ mod tests {
 
     #[test]
     fn names_that_differ_in_numbers_are_one_group() {
-        assert_eq!(without_numbers("layers.10.conv1.weight"), "layers.*.conv*.weight");
+        assert_eq!(numbers_as("layers.10.conv1.weight", "*"), "layers.*.conv*.weight");
+        assert_eq!(differing("layers.9.conv1.weight", "layers.10.conv1.weight"), "layers.*.conv1.weight");
+        assert_eq!(differing("layers.*.conv1.weight", "layers.3.conv2.weight"), "layers.*.conv*.weight");
     }
 
     #[test]

@@ -2,11 +2,14 @@
 //!
 //! For a parameter w and random signs d, ⟨∇L, d⟩ is compared with the fourth-order central difference
 //! (8(L(w + hd) − L(w − hd)) − (L(w + 2hd) − L(w − 2hd)))/12h. The error is measured against ‖∇L‖, the root mean square of
-//! ⟨∇L, d⟩ over all signs. Rounding in f32 spoils small steps; curvature, and kinks such as Relu's, spoil large ones. So
-//! several h are tried, the two neighbours that agree best count, and a direction along which no two agree decides nothing.
+//! ⟨∇L, d⟩ over all signs. The logits come in f32, the loss of them is computed in f64. Rounding still spoils small steps;
+//! curvature, and kinks such as Relu's, spoil large ones. So several h are tried and the neighbours that agree best count: the
+//! range of these is how far the measurement can be trusted, and no error smaller than it is held against the gradient. A
+//! direction that tells nothing is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the
+//! median decides.
 
 use super::gradient::{Objective, gradient};
-use crate::adapt::Mode;
+use crate::adapt::{Mode, find_logits};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Source, Tensor, Type, ValueId};
 use crate::trace::{Evaluator, Sizes};
@@ -16,16 +19,22 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 
 /// Steps 2h tried, each half of the one before.
-const STEPS: usize = 6;
+const STEPS: usize = 10;
 
 /// The largest step 2h, as a share of the root mean square of the parameter's elements.
-const LARGEST: f64 = 0.1;
+const LARGEST: f64 = 0.05;
 
 /// What stands for the root mean square of a parameter that is smaller than this, a zero bias say.
 const SMALLEST_SCALE: f64 = 0.1;
 
 /// The share of the largest parameter's ‖∇L‖ below which a gradient drowns in the rounding of the loss.
 const FLOOR: f64 = 1e-3;
+
+/// Neighbouring step sizes whose slopes have to agree.
+const WINDOW: usize = 4;
+
+/// The largest range of these, relative to the gradient's norm, with which a direction still tells something.
+const BLIND: f64 = 0.2;
 
 /// Runs a graph on named inputs.
 pub type Run<'a> = dyn FnMut(&[(&str, &Tensor)]) -> Result<Vec<Tensor>> + 'a;
@@ -35,8 +44,10 @@ pub type Run<'a> = dyn FnMut(&[(&str, &Tensor)]) -> Result<Vec<Tensor>> + 'a;
 pub struct Check {
     /// Loss, logits and every gradient.
     pub gradient: Graph,
-    /// The loss alone.
-    pub loss: Graph,
+    /// The logits alone.
+    pub logits: Graph,
+    /// The input that takes the labels.
+    pub labels: String,
     /// A value for every input of both, parameters included.
     pub feeds: BTreeMap<String, Tensor>,
     /// Every parameter with its gradient's place among the outputs of `gradient`; none where it is zero.
@@ -52,8 +63,10 @@ pub struct Row {
     pub shape: Vec<usize>,
     /// ‖∇L‖.
     pub norm: f64,
-    /// The largest error of the directions that count, relative to the norm.
+    /// The median error of the directions that count, relative to the norm.
     pub error: Option<f64>,
+    /// The median range of the step sizes that count, relative to the norm: how far the error can be trusted.
+    pub doubt: Option<f64>,
     /// Directions that count.
     pub directions: usize,
     /// Directions that decide nothing: rounding or a kink is in the way.
@@ -84,10 +97,13 @@ impl Check {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut feeds = BTreeMap::new();
         let g = made.graph;
-        let classes = logits_classes(&g)?;
+        let Some(labels) = made.labels else { return Err(Error::new("the loss takes no labels")) };
+        let first = g.outputs.get(1).map(|v| g[*v].name.clone());
+        let logits = find_logits(&g, first.as_deref())?;
+        let classes = g.ty(logits)?.shape[1];
         for v in &g.inputs {
             let name = g[*v].name.clone();
-            let limit = if Some(&name) == made.labels.as_ref() { Some(classes) } else { table_size(&g, *v) };
+            let limit = if name == labels { Some(classes) } else { table_size(&g, *v) };
             feeds.insert(name, random(&mut rng, g.ty(*v)?, limit));
         }
         for v in g.value_ids() {
@@ -100,10 +116,10 @@ impl Check {
         let place = |output: Option<String>| output.and_then(|o| names.iter().position(|n| *n == o));
         let of = made.of.into_iter().filter(|(name, _, _)| trained.contains(name.as_str()));
         let parameters = of.map(|(name, _, output)| (name, place(output))).collect();
-        let mut loss = g.clone();
-        loss.outputs.truncate(1);
-        loss.remove_dead_nodes();
-        Ok(Self { gradient: g, loss, feeds, parameters })
+        let mut alone = g.clone();
+        alone.outputs = vec![logits];
+        alone.remove_dead_nodes();
+        Ok(Self { gradient: g, logits: alone, labels, feeds, parameters })
     }
 
     /// Compares every parameter's gradient along `directions` random directions.
@@ -113,7 +129,7 @@ impl Check {
     pub fn rows(
         &self,
         gradient: &mut Run<'_>,
-        loss: &mut Run<'_>,
+        logits: &mut Run<'_>,
         directions: usize,
         tolerance: f64,
         seed: u64,
@@ -135,20 +151,21 @@ impl Check {
         let mut rows = Vec::with_capacity(all.len());
         for (name, w, g) in all {
             let scale = norm(&g).max(floor).max(f64::MIN_POSITIVE);
-            let mut errors = Vec::new();
+            let (mut errors, mut doubts) = (Vec::new(), Vec::new());
             for _ in 0..directions {
                 let d: Vec<f64> = (0..w.len()).map(|_| if rng.random_range(0..2) == 0 { -1.0 } else { 1.0 }).collect();
                 let exact: f64 = g.iter().zip(&d).map(|(g, d)| g * d).sum();
-                let (measured, doubt) = self.slope(name, w, &d, loss)?;
+                let (measured, doubt) = self.slope(name, w, &d, logits)?;
                 // A slope larger than the gradient allows is no reason for doubt.
-                if doubt <= tolerance * scale.max(measured.abs()) {
+                if doubt <= BLIND * scale.max(measured.abs()) {
                     errors.push((measured - exact).abs() / scale);
+                    doubts.push(doubt / scale);
                 }
             }
-            let error = errors.iter().copied().reduce(f64::max);
-            let verdict = match error {
+            let (error, doubt) = (median(&mut errors), median(&mut doubts));
+            let verdict = match error.zip(doubt) {
                 None => Verdict::Undecided,
-                Some(e) if e <= 2.0 * tolerance => Verdict::Right,
+                Some((error, doubt)) if error <= tolerance + 2.0 * doubt => Verdict::Right,
                 Some(_) => Verdict::Off,
             };
             rows.push(Row {
@@ -156,6 +173,7 @@ impl Check {
                 shape: w.shape().to_vec(),
                 norm: norm(&g),
                 error,
+                doubt,
                 directions: errors.len(),
                 skipped: directions - errors.len(),
                 verdict,
@@ -164,8 +182,8 @@ impl Check {
         Ok(rows)
     }
 
-    /// The loss's slope along `d`, and the difference between the two step sizes that agree best.
-    fn slope(&self, name: &str, w: &Tensor, d: &[f64], loss: &mut Run<'_>) -> Result<(f64, f64)> {
+    /// The loss's slope along `d`, and the range of the step sizes that agree best.
+    fn slope(&self, name: &str, w: &Tensor, d: &[f64], logits: &mut Run<'_>) -> Result<(f64, f64)> {
         let values = w.to_f64();
         let rms = (values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64).sqrt();
         let largest = LARGEST * rms.max(SMALLEST_SCALE);
@@ -174,23 +192,42 @@ impl Check {
             let moved = Tensor::from_f64(w.dtype(), w.shape(), &moved);
             let feeds: Vec<(&str, &Tensor)> =
                 self.feeds.iter().map(|(n, t)| (n.as_str(), if n == name { &moved } else { t })).collect();
-            let value = loss(&feeds)?.first().and_then(|t| t.to_f64().first().copied());
-            value.ok_or_else(|| Error::new("the loss has no value"))
+            let outputs = logits(&feeds)?;
+            let labels = self.feeds.get(&self.labels).and_then(Tensor::to_i64).unwrap_or_default();
+            outputs
+                .first()
+                .map(|t| cross_entropy(&t.to_f64(), &labels))
+                .ok_or_else(|| Error::new("there are no logits"))
         };
         let steps: Vec<f64> = (0..STEPS).map(|k| largest / f64::from(1u32 << k)).collect();
         let differences = steps.iter().map(|h| Ok(at(*h)? - at(-h)?)).collect::<Result<Vec<f64>>>()?;
         let slopes: Vec<f64> =
             (1..STEPS).map(|k| (8.0 * differences[k] - differences[k - 1]) / (12.0 * steps[k])).collect();
-        let pairs = slopes.windows(2).map(|p| (p[0], (p[0] - p[1]).abs()));
-        Ok(pairs.filter(|p| p.1.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((f64::NAN, f64::INFINITY)))
+        let windows = slopes.windows(WINDOW).map(|w| {
+            let (low, high) = w.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |r, s| (r.0.min(*s), r.1.max(*s)));
+            (w.iter().sum::<f64>() / w.len() as f64, high - low)
+        });
+        let best = windows.filter(|w| w.1.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1));
+        Ok(best.unwrap_or((f64::NAN, f64::INFINITY)))
     }
 }
 
-/// Number of classes: the columns of the one-hot labels are as many as those of the second output.
-fn logits_classes(graph: &Graph) -> Result<usize> {
-    let logits = graph.outputs.get(1).copied();
-    let shape = logits.map(|v| graph.ty(v)).transpose()?.map(|t| t.shape.clone()).unwrap_or_default();
-    shape.get(1).copied().ok_or_else(|| Error::new("the model has no logits"))
+/// The middle one; of two, the larger.
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// Mean cross-entropy of logits [N, K] against `labels` [N].
+fn cross_entropy(logits: &[f64], labels: &[i64]) -> f64 {
+    let n = labels.len().max(1);
+    let classes = (logits.len() / n).max(1);
+    let one = |(row, label): (&[f64], &i64)| {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|z| (z - largest).exp()).sum();
+        largest + sum.ln() - row.get(*label as usize).copied().unwrap_or(f64::NAN)
+    };
+    logits.chunks(classes).zip(labels).map(one).sum::<f64>() / n as f64
 }
 
 /// For an integer input that picks rows of a table (token ids, say), their number.
@@ -222,27 +259,39 @@ fn random(rng: &mut ChaCha8Rng, ty: &Type, limit: Option<usize>) -> Tensor {
 mod tests {
     use super::*;
 
-    fn check(loss: impl Fn(&[f64]) -> f64, gradient: &[f64]) -> Row {
+    /// The logits (0, f) of label 0 have the loss ln(1 + e^f).
+    fn check(f: impl Fn(&[f64]) -> f64, gradient: impl Fn(f64) -> [f64; 2]) -> Verdict {
         let w = Tensor::from_f64(DType::F32, &[2], &[0.5, -1.0]);
+        let at = |feeds: &[(&str, &Tensor)]| feeds.iter().find(|(n, _)| *n == "w").map_or(0.0, |(_, t)| f(&t.to_f64()));
         let check = Check {
             gradient: Graph::default(),
-            loss: Graph::default(),
-            feeds: BTreeMap::from([("w".into(), w)]),
+            logits: Graph::default(),
+            labels: "labels".into(),
+            feeds: BTreeMap::from([("w".into(), w), ("labels".into(), Tensor::ints(&[0]))]),
             parameters: vec![("w".into(), Some(1))],
         };
-        let value = |feeds: &[(&str, &Tensor)]| Tensor::scalar(DType::F32, loss(&feeds[0].1.to_f64()));
-        let g = Tensor::from_f64(DType::F32, &[2], gradient);
-        let mut both = |feeds: &[(&str, &Tensor)]| Ok(vec![value(feeds), g.clone()]);
-        let mut alone = |feeds: &[(&str, &Tensor)]| Ok(vec![value(feeds)]);
-        check.rows(&mut both, &mut alone, 3, 1e-2, 0).expect("runs").remove(0)
+        let mut both = |feeds: &[(&str, &Tensor)]| {
+            let slope = 1.0 / (1.0 + (-at(feeds)).exp());
+            let g = gradient(slope);
+            Ok(vec![Tensor::scalar(DType::F32, 0.0), Tensor::from_f64(DType::F32, &[2], &g)])
+        };
+        let mut logits = |feeds: &[(&str, &Tensor)]| Ok(vec![Tensor::from_f64(DType::F32, &[1, 2], &[0.0, at(feeds)])]);
+        check.rows(&mut both, &mut logits, 3, 1e-2, 0).expect("runs").remove(0).verdict
     }
 
     #[test]
     fn a_right_gradient_passes_and_a_wrong_one_does_not() {
-        let loss = |w: &[f64]| w[0].powi(3) + (2.0 * w[1]).sin();
-        let right = [3.0 * 0.25, 2.0 * (-2.0f64).cos()];
-        assert_eq!(check(loss, &right).verdict, Verdict::Right);
-        assert_eq!(check(loss, &[right[0], -right[1]]).verdict, Verdict::Off);
-        assert_eq!(check(loss, &[0.0, 0.0]).verdict, Verdict::Off);
+        let f = |w: &[f64]| w[0].powi(3) + (2.0 * w[1]).sin();
+        let (a, b) = (3.0 * 0.25, 2.0 * (-2.0f64).cos());
+        assert_eq!(check(f, |s| [s * a, s * b]), Verdict::Right);
+        assert_eq!(check(f, |s| [s * a, -s * b]), Verdict::Off);
+        assert_eq!(check(f, |s| [s * a, 0.9 * s * b]), Verdict::Off);
+        assert_eq!(check(f, |_| [0.0, 0.0]), Verdict::Off);
+    }
+
+    #[test]
+    fn noise_alone_decides_nothing() {
+        let f = |w: &[f64]| (1e9 * w[0]).sin();
+        assert_eq!(check(f, |_| [1.0, 0.0]), Verdict::Undecided);
     }
 }

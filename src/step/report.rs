@@ -3,7 +3,7 @@
 use super::cost::{Cost, cost};
 use super::{Prepared, Preset, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
-use crate::autodiff::{missing_rules, table};
+use crate::autodiff::table;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, Declared, Dim, Graph, Node, Source, ValueId};
 use crate::onnx::{Model, Role};
@@ -193,14 +193,10 @@ impl<'a> Inspection<'a> {
     /// The report.
     pub fn report(&self) -> Report {
         let stages = self.prepared.as_ref().map(|p| build(p, &Preset::Bisam.options()));
-        let mut problems: Vec<Problem> =
-            missing_rules(&self.graph, &self.graph.params()).iter().map(Problem::from).collect();
+        let mut problems = self.missing();
         problems.extend(self.failure.iter().map(Problem::from));
         if problems.is_empty() {
             problems.extend(stages.iter().filter_map(|s| s.as_ref().err()).map(Problem::from));
-        }
-        if self.failure.is_some() && self.graph.params().is_empty() {
-            problems.push(Problem { cause: "the model has no parameters".into(), hint: None });
         }
         let proto = &self.model.proto;
         let stages = stages.and_then(Result::ok);
@@ -224,6 +220,22 @@ impl<'a> Inspection<'a> {
             cost: self.prepared.as_ref().map(|p| cost(&p.graph, self.batch, stages.as_ref())),
             problems,
         }
+    }
+
+    /// A problem for every operator whose rule is missing and needed.
+    fn missing(&self) -> Vec<Problem> {
+        let on_path = self.on_path();
+        let missing = |o: &Operator| {
+            let nodes = self.graph.nodes.iter().zip(&on_path);
+            let first =
+                nodes.filter(|(n, on)| **on && n.qualified() == o.operator).map(|(n, _)| n.name.as_str()).next();
+            let (name, n) = (&o.operator, o.needed);
+            Problem {
+                cause: format!("{name} has no gradient rule; {n} nodes need one, `{}` first", first.unwrap_or("")),
+                hint: Some("export the model with other operators, or freeze the parameters before it".into()),
+            }
+        };
+        self.operators().iter().filter(|o| o.gradient == Gradient::Missing).map(missing).collect()
     }
 
     fn port(&self, v: ValueId) -> Port {
