@@ -21,7 +21,7 @@ fn reports_are_as_kept() {
         let shown = text(&["inspect", &format!("models/{name}.onnx")]);
         snapshot::check(&format!("tests/snapshots/inspect_{name}.txt"), &shown);
     }
-    let node = text(&["inspect", "models/tiny_bn.onnx", "--batch", "8", "--node", "/conv/Conv"]);
+    let node = text(&["inspect", "models/tiny_bn.onnx", "--batch", "8", "--node", "/conv2/Conv"]);
     snapshot::check("tests/snapshots/inspect_node.txt", &node);
 }
 

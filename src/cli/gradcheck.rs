@@ -100,8 +100,8 @@ fn table(page: &mut Page, rows: &[Row], tolerance: f64) {
         count(Verdict::Off),
         count(Verdict::Undecided)
     ));
-    let note = "± is the range of the step sizes that agree best: f32 rounding, and kinks (Relu, pooling) that are crossed.\n\
-                An error below tolerance + 2± is not held against the gradient; directions with too large a range are skipped.";
+    let note = "± is how far slopes of neighbouring step sizes differ: f32 rounding, and kinks (Relu, pooling) that are crossed.\n\
+                Only an error beyond that counts, and directions with too large a range are skipped; the median decides.";
     for line in note.lines() {
         let line = page.paint(line, Tone::Dim);
         page.line(&line);

@@ -3,10 +3,10 @@
 //! For a parameter w and random signs d, ⟨∇L, d⟩ is compared with the fourth-order central difference
 //! (8(L(w + hd) − L(w − hd)) − (L(w + 2hd) − L(w − 2hd)))/12h. The error is measured against ‖∇L‖, the root mean square of
 //! ⟨∇L, d⟩ over all signs. The logits come in f32, the loss of them is computed in f64. Rounding still spoils small steps;
-//! curvature, and kinks such as Relu's, spoil large ones. So several h are tried and the neighbours that agree best count: the
-//! range of these is how far the measurement can be trusted, and no error smaller than it is held against the gradient. A
-//! direction that tells nothing is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the
-//! median decides.
+//! curvature, and kinks such as Relu's, spoil large ones. So several h are tried, from the largest, in windows of neighbours: the range of
+//! a window's slopes is how far it can be trusted, a window whose range is too large tells nothing, and the gradient may choose
+//! the window that suits it best. What then remains outside the range is held against it. A direction without any window that
+//! tells something is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the median decides.
 
 use super::gradient::{Objective, gradient};
 use crate::adapt::{Mode, find_logits};
@@ -30,11 +30,11 @@ const SMALLEST_SCALE: f64 = 0.1;
 /// The share of the largest parameter's ‖∇L‖ below which a gradient drowns in the rounding of the loss.
 const FLOOR: f64 = 1e-3;
 
-/// Neighbouring step sizes whose slopes have to agree.
+/// Neighbouring step sizes in a window.
 const WINDOW: usize = 4;
 
-/// The largest range of these, relative to the gradient's norm, with which a direction still tells something.
-const BLIND: f64 = 0.2;
+/// The largest range of a window, relative to the gradient's norm, with which it still tells something.
+const BLIND: f64 = 0.1;
 
 /// Runs a graph on named inputs.
 pub type Run<'a> = dyn FnMut(&[(&str, &Tensor)]) -> Result<Vec<Tensor>> + 'a;
@@ -65,11 +65,11 @@ pub struct Row {
     pub norm: f64,
     /// The median error of the directions that count, relative to the norm.
     pub error: Option<f64>,
-    /// The median range of the step sizes that count, relative to the norm: how far the error can be trusted.
+    /// The median range of the windows, relative to the norm: how far the error can be trusted.
     pub doubt: Option<f64>,
     /// Directions that count.
     pub directions: usize,
-    /// Directions that decide nothing: rounding or a kink is in the way.
+    /// Directions that tell nothing: rounding or a kink is in the way.
     pub skipped: usize,
     /// The verdict.
     pub verdict: Verdict,
@@ -85,6 +85,16 @@ pub enum Verdict {
     Off,
     /// No direction counts.
     Undecided,
+}
+
+/// Slopes of neighbouring step sizes beside the gradient's.
+struct Window {
+    /// Distance between their mean and the gradient's.
+    error: f64,
+    /// Largest less smallest.
+    range: f64,
+    /// Distance between the gradient's and the nearest of the range.
+    excess: f64,
 }
 
 impl Check {
@@ -151,39 +161,46 @@ impl Check {
         let mut rows = Vec::with_capacity(all.len());
         for (name, w, g) in all {
             let scale = norm(&g).max(floor).max(f64::MIN_POSITIVE);
-            let (mut errors, mut doubts) = (Vec::new(), Vec::new());
+            let (mut errors, mut doubts, mut excesses) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..directions {
                 let d: Vec<f64> = (0..w.len()).map(|_| if rng.random_range(0..2) == 0 { -1.0 } else { 1.0 }).collect();
                 let exact: f64 = g.iter().zip(&d).map(|(g, d)| g * d).sum();
-                let (measured, doubt) = self.slope(name, w, &d, logits)?;
-                // A slope larger than the gradient allows is no reason for doubt.
-                if doubt <= BLIND * scale.max(measured.abs()) {
-                    errors.push((measured - exact).abs() / scale);
-                    doubts.push(doubt / scale);
+                if let Some(window) = self.compare(name, w, &d, (exact, scale, tolerance), logits)? {
+                    errors.push(window.error / scale);
+                    doubts.push(window.range / scale);
+                    excesses.push(window.excess / scale);
                 }
             }
-            let (error, doubt) = (median(&mut errors), median(&mut doubts));
-            let verdict = match error.zip(doubt) {
+            let verdict = match median(&mut excesses) {
                 None => Verdict::Undecided,
-                Some((error, doubt)) if error <= tolerance + 2.0 * doubt => Verdict::Right,
+                Some(excess) if excess <= tolerance => Verdict::Right,
                 Some(_) => Verdict::Off,
             };
+            let (directions, skipped) = (errors.len(), directions - errors.len());
+            let (error, doubt) = (median(&mut errors), median(&mut doubts));
             rows.push(Row {
                 name: name.clone(),
                 shape: w.shape().to_vec(),
                 norm: norm(&g),
                 error,
                 doubt,
-                directions: errors.len(),
-                skipped: directions - errors.len(),
+                directions,
+                skipped,
                 verdict,
             });
         }
         Ok(rows)
     }
 
-    /// The loss's slope along `d`, and the range of the step sizes that agree best.
-    fn slope(&self, name: &str, w: &Tensor, d: &[f64], logits: &mut Run<'_>) -> Result<(f64, f64)> {
+    /// The window of step sizes along `d` that suits the slope `exact` best; none that tells anything is none.
+    fn compare(
+        &self,
+        name: &str,
+        w: &Tensor,
+        d: &[f64],
+        (exact, scale, tolerance): (f64, f64, f64),
+        logits: &mut Run<'_>,
+    ) -> Result<Option<Window>> {
         let values = w.to_f64();
         let rms = (values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64).sqrt();
         let largest = LARGEST * rms.max(SMALLEST_SCALE);
@@ -199,16 +216,28 @@ impl Check {
                 .map(|t| cross_entropy(&t.to_f64(), &labels))
                 .ok_or_else(|| Error::new("there are no logits"))
         };
-        let steps: Vec<f64> = (0..STEPS).map(|k| largest / f64::from(1u32 << k)).collect();
-        let differences = steps.iter().map(|h| Ok(at(*h)? - at(-h)?)).collect::<Result<Vec<f64>>>()?;
-        let slopes: Vec<f64> =
-            (1..STEPS).map(|k| (8.0 * differences[k] - differences[k - 1]) / (12.0 * steps[k])).collect();
-        let windows = slopes.windows(WINDOW).map(|w| {
-            let (low, high) = w.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |r, s| (r.0.min(*s), r.1.max(*s)));
-            (w.iter().sum::<f64>() / w.len() as f64, high - low)
-        });
-        let best = windows.filter(|w| w.1.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1));
-        Ok(best.unwrap_or((f64::NAN, f64::INFINITY)))
+        let (mut differences, mut slopes): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+        let mut best: Option<Window> = None;
+        for k in 0..STEPS {
+            let h = largest / f64::from(1u32 << k);
+            differences.push(at(h)? - at(-h)?);
+            let [.., wide, narrow] = differences.as_slice() else { continue };
+            slopes.push((8.0 * narrow - wide) / (12.0 * h));
+            let Some(recent) = slopes.len().checked_sub(WINDOW).map(|first| &slopes[first..]) else { continue };
+            let (low, high) = recent.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |r, s| (r.0.min(*s), r.1.max(*s)));
+            let mean = recent.iter().sum::<f64>() / WINDOW as f64;
+            let excess = (low - exact).max(exact - high).max(0.0);
+            let window = Window { error: (mean - exact).abs(), range: high - low, excess };
+            // A slope larger than the gradient allows is no reason to look away.
+            let tells = window.range <= BLIND * scale.max(mean.abs());
+            if tells && best.as_ref().is_none_or(|b| (window.excess, window.range) < (b.excess, b.range)) {
+                best = Some(window);
+            }
+            if best.as_ref().is_some_and(|b| b.error.max(b.range) <= tolerance * scale) {
+                break;
+            }
+        }
+        Ok(best)
     }
 }
 
