@@ -7,9 +7,11 @@ pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod ir;
 pub mod onnx;
 pub mod step;
 pub mod trace;
+pub mod train;
 
 pub use error::{Error, Result};

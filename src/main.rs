@@ -1,5 +1,17 @@
 //! The `bisam` command.
 
-fn main() -> std::process::ExitCode {
-    bisam::cli::main()
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match bisam::cli::run(&bisam::cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint_text() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -66,7 +66,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         return print(global, &node, |page| neighbourhood(page, &node));
     }
     let report = inspection.report();
-    print(global, &report, |page| overview(page, &report, global.verbose > 0))
+    print(global, &report, |page| overview(page, &report, global.verbose))
 }
 
 /// Prints `value` as JSON, or the page that `show` lays out.

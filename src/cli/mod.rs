@@ -1,80 +1,218 @@
-//! The command line: a file per command; only this layer prints.
+//! The command line: one file per command; only this layer prints.
 
+mod bench;
+mod build;
+mod doctor;
+mod eval;
+mod grad;
 mod gradcheck;
 mod inspect;
 mod page;
+mod train;
+mod verify;
 
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-/// Settings of every command.
-#[derive(Debug, clap::Args)]
-pub struct Global {
-    /// Where graphs run: cpu, cuda or cuda:N.
-    #[arg(long, global = true, default_value = "cpu")]
-    device: Device,
-    /// Threads of ONNX Runtime.
-    #[arg(long, global = true)]
-    threads: Option<usize>,
-    /// The ONNX Runtime library.
-    #[arg(long, global = true, value_name = "PATH")]
-    ort: Option<PathBuf>,
-    /// Print results only.
-    #[arg(short, long, global = true)]
-    quiet: bool,
-    /// Print more.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    verbose: u8,
-    /// Print one JSON document.
-    #[arg(long, global = true)]
-    json: bool,
-}
-
-impl Global {
-    /// The engine these settings ask for.
-    ///
-    /// # Errors
-    /// As [`Engine::new`].
-    pub fn engine(&self) -> Result<Engine> {
-        Engine::new(self.ort.as_deref(), self.threads, self.device)
-    }
-}
-
+/// Trains any exported ONNX classifier with sharpness-aware optimizers.
 #[derive(Debug, Parser)]
-#[command(name = "bisam", version, about)]
-struct Cli {
+#[command(name = "bisam", version, about, arg_required_else_help = true)]
+pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where graphs run: cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "cpu")]
+    device: String,
+    /// Threads of ONNX Runtime's pool (default: as many as the process may use)
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// The ONNX Runtime library to load
+    #[arg(long, global = true, value_name = "PATH")]
+    ort: Option<PathBuf>,
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print more
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Print one JSON document on stdout
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Global {
+    /// The engine that the flags ask for.
+    ///
+    /// # Errors
+    /// A device or library that cannot be had.
+    pub fn engine(&self) -> Result<Engine> {
+        let device: Device = self.device.parse()?;
+        Engine::new(self.ort.as_deref(), self.threads, device)
+    }
+
+    fn print(&self, value: &serde_json::Value, text: &str) {
+        if self.json {
+            println!("{value}");
+        } else {
+            println!("{text}");
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what a model is, what a step costs, and what stands in the way of training
     Inspect(inspect::Args),
+    /// Train a model
+    Train(Box<train::Args>),
+    /// Accuracy and loss of a model on a data set
+    Eval(eval::Args),
+    /// Compare tract and ONNX Runtime on a model
+    Verify(verify::Args),
+    /// Write the gradient of a loss to an npz file
+    Grad(grad::Args),
+    /// Compare the gradient with central differences
     Gradcheck(gradcheck::Args),
+    /// Write the stages of a training step as ONNX files
+    Build(build::Args),
+    /// Time a training step
+    Bench(bench::Args),
+    /// Say which ONNX Runtime is loaded and what is missing
+    Doctor,
 }
 
-/// Runs the command line.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match &cli.command {
-        Command::Inspect(args) => inspect::run(args, &cli.global),
-        Command::Gradcheck(args) => gradcheck::run(args, &cli.global),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => report(&e),
+/// Runs a command.
+///
+/// # Errors
+/// Whatever the command fails with.
+pub fn run(cli: &Cli) -> Result<()> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Inspect(args) => inspect::run(args, global),
+        Command::Gradcheck(args) => gradcheck::run(args, global),
+        Command::Train(args) => train::run(args, global),
+        Command::Eval(args) => eval::run(args, global),
+        Command::Verify(args) => verify::run(args, global),
+        Command::Grad(args) => grad::run(args, global),
+        Command::Build(args) => build::run(args, global),
+        Command::Bench(args) => bench::run(args, global),
+        Command::Doctor => doctor::run(global),
     }
 }
 
-fn report(e: &Error) -> ExitCode {
-    eprintln!("error: {e}");
-    if let Some(hint) = e.hint_text() {
-        eprintln!("hint: {hint}");
+/// The axes of a step, each overriding the preset.
+#[derive(Debug, Default, Args)]
+pub struct StepArgs {
+    /// sgd, sam, bisam, bisam-tanh, asam or a-bisam
+    #[arg(long, value_name = "PRESET")]
+    optimizer: Option<String>,
+    /// What the perturbation ascends: cross-entropy, neg-log or tanh
+    #[arg(long)]
+    ascent: Option<String>,
+    /// Sharpness μ of the bound
+    #[arg(long)]
+    mu: Option<f32>,
+    /// Slope α of the tanh bound
+    #[arg(long)]
+    alpha: Option<f32>,
+    /// Norm of the perturbation
+    #[arg(long)]
+    rho: Option<f32>,
+    /// Perturb in the adaptive metric
+    #[arg(long)]
+    adaptive: bool,
+    /// η of the adaptive metric
+    #[arg(long)]
+    eta: Option<f32>,
+    /// Optimizer below the perturbation: sgd or adamw
+    #[arg(long)]
+    base: Option<String>,
+    /// Momentum of SGD
+    #[arg(long)]
+    momentum: Option<f32>,
+    /// Nesterov momentum
+    #[arg(long)]
+    nesterov: bool,
+    /// Weight decay
+    #[arg(long)]
+    weight_decay: Option<f32>,
+    /// First moment decay of AdamW
+    #[arg(long)]
+    beta1: Option<f32>,
+    /// Second moment decay of AdamW
+    #[arg(long)]
+    beta2: Option<f32>,
+    /// Denominator offset of AdamW
+    #[arg(long)]
+    eps: Option<f32>,
+    /// Label smoothing of the descent loss
+    #[arg(long)]
+    label_smoothing: Option<f32>,
+    /// Largest norm of the gradient
+    #[arg(long)]
+    clip_norm: Option<f32>,
+}
+
+impl StepArgs {
+    /// Applies the flags to `options`.
+    ///
+    /// # Errors
+    /// A name that is not known.
+    fn apply(&self, options: &mut crate::step::StepOptions) -> Result<()> {
+        use crate::step::{Ascent, Base, Preset};
+        if let Some(name) = &self.optimizer {
+            let smoothing = options.label_smoothing;
+            *options = name.parse::<Preset>()?.options();
+            options.label_smoothing = smoothing;
+        }
+        match self.ascent.as_deref() {
+            None => {}
+            Some("cross-entropy") => options.ascent = Some(Ascent::CrossEntropy),
+            Some("neg-log") => options.ascent = Some(Ascent::NegLog),
+            Some("tanh") => (options.ascent, options.mu) = (Some(Ascent::Tanh), 10.0),
+            Some(other) => {
+                return Err(
+                    Error::new(format!("unknown ascent `{other}`")).hint("known are cross-entropy, neg-log, tanh")
+                );
+            }
+        }
+        match self.base.as_deref() {
+            None => {}
+            Some("sgd") => options.base = Base::Sgd,
+            Some("adamw") => (options.base, options.weight_decay) = (Base::Adamw, 0.01),
+            Some(other) => return Err(Error::new(format!("unknown base `{other}`")).hint("known are sgd and adamw")),
+        }
+        let numbers = [
+            (self.mu, &mut options.mu),
+            (self.alpha, &mut options.alpha),
+            (self.rho, &mut options.rho),
+            (self.eta, &mut options.eta),
+            (self.momentum, &mut options.momentum),
+            (self.weight_decay, &mut options.weight_decay),
+            (self.beta1, &mut options.beta1),
+            (self.beta2, &mut options.beta2),
+            (self.eps, &mut options.eps),
+            (self.label_smoothing, &mut options.label_smoothing),
+        ];
+        for (given, setting) in numbers {
+            if let Some(v) = given {
+                *setting = v;
+            }
+        }
+        options.adaptive |= self.adaptive;
+        options.nesterov |= self.nesterov;
+        if self.clip_norm.is_some() {
+            options.clip_norm = self.clip_norm;
+        }
+        options.validate()
     }
-    ExitCode::FAILURE
 }

@@ -22,7 +22,7 @@ pub use batch::{Batch, Buffer};
 pub use fit::{Fit, InputSpec, Layout, image_size};
 pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
 pub use normalize::Normalization;
-pub use npz::read_npz;
+pub use npz::{read_npz, write_npz};
 pub use spec::Spec;
 
 use crate::error::{Error, Result};

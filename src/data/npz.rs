@@ -40,6 +40,37 @@ pub fn read_npz(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     Ok(arrays)
 }
 
+/// Writes arrays as an npz file, to a temporary name first.
+///
+/// # Errors
+/// An I/O error. Half floats are written as float32, integers as int64.
+pub fn write_npz(path: &Path, arrays: &BTreeMap<String, Tensor>) -> Result<()> {
+    let fail = |e: String| Error::new(e).in_file(path);
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let mut writer = ndarray_npy::NpzWriter::new_compressed(&mut bytes);
+    for (name, t) in arrays {
+        let shape = IxDyn(t.shape());
+        let written = match t.dtype() {
+            DType::F64 => {
+                let a = ArrayD::from_shape_vec(shape, t.to_f64()).map_err(|e| fail(e.to_string()))?;
+                writer.add_array(name.as_str(), &a)
+            }
+            d if d.is_float() => {
+                let a = ArrayD::from_shape_vec(shape, t.to_f32()).map_err(|e| fail(e.to_string()))?;
+                writer.add_array(name.as_str(), &a)
+            }
+            _ => {
+                let a =
+                    ArrayD::from_shape_vec(shape, t.to_i64().unwrap_or_default()).map_err(|e| fail(e.to_string()))?;
+                writer.add_array(name.as_str(), &a)
+            }
+        };
+        written.map_err(|e| fail(e.to_string()))?;
+    }
+    writer.finish().map_err(|e| fail(e.to_string()))?;
+    crate::onnx::write_atomically(path, bytes.get_ref())
+}
+
 struct Parts {
     train: Dataset,
     valid: Option<Dataset>,

@@ -9,7 +9,7 @@ mod roles;
 mod tensor;
 mod upgrade;
 
-pub use emit::{Weights, emit, save};
+pub use emit::{Weights, emit, save, write_atomically};
 pub(crate) use import::declared;
 pub use import::{Model, import};
 pub use roles::{Role, RoleReason};

@@ -1,0 +1,107 @@
+//! `bisam bench`: median step time, peak memory, time per stage.
+
+use super::{Global, StepArgs};
+use crate::adapt::untie;
+use crate::engine::Program;
+use crate::error::Result;
+use crate::onnx::import;
+use crate::step::{StepOptions, build, prepare};
+use crate::trace::{Sizes, probe};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Samples in a batch
+    #[arg(long)]
+    batch: usize,
+    /// Steps timed, after two that are not
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[command(flatten)]
+    step: StepArgs,
+    /// Size of a named dimension, as NAME=SIZE
+    #[arg(long = "dim", value_parser = dimension)]
+    dims: Vec<(String, usize)>,
+}
+
+fn dimension(text: &str) -> std::result::Result<(String, usize), String> {
+    let (name, size) = text.split_once('=').ok_or("expected NAME=SIZE")?;
+    Ok((name.into(), size.parse().map_err(|_| "expected a number after =")?))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Anything that stands in the way of training the model.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let start = Instant::now();
+    let engine = global.engine()?;
+    let mut options = StepOptions::default();
+    args.step.apply(&mut options)?;
+    let model = import(&args.model)?;
+    let mut graph = model.graph.clone();
+    untie(&mut graph, &|_| true);
+    let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
+    let prepared = prepare(&graph, &sizes, None, &engine).map_err(|e| e.in_file(&args.model))?;
+    let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
+    let mut program = Program::new(&engine, &stages, &options)?;
+    let inputs: Vec<Vec<u8>> = stages
+        .inputs
+        .iter()
+        .map(|(_, ty)| match ty.dtype {
+            crate::ir::DType::F32 => {
+                let wave = (0..ty.len()).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0);
+                bytemuck::cast_slice(&wave.collect::<Vec<f32>>()).to_vec()
+            }
+            _ => probe(ty).bytes().to_vec(),
+        })
+        .collect();
+    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+    let labels: Vec<i64> = (0..args.batch).map(|i| (i % stages.classes) as i64).collect();
+    let mut times = Vec::with_capacity(args.steps);
+    let mut startup = 0.0;
+    for i in 0..args.steps + 2 {
+        let t = Instant::now();
+        program.step(&inputs, &labels, 1e-3, options.rho)?;
+        if i == 0 {
+            startup = start.elapsed().as_secs_f64();
+        }
+        if i == 1 {
+            program.times = Default::default();
+        }
+        if i >= 2 {
+            times.push(t.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let per = |d: std::time::Duration| d.as_secs_f64() * 1e3 / args.steps as f64;
+    let stage = program.times;
+    let peak = peak_bytes();
+    let value = json!({
+        "step_ms": median, "peak_bytes": peak, "startup_s": startup, "threads": engine.runtime.threads, "steps_ms": times,
+        "stages": {"grad": per(stage.grad), "perturb": per(stage.perturb), "update": per(stage.update)},
+    });
+    let text = format!(
+        "step {median:.1} ms (median of {}), grad {:.1}, perturb {:.2}, update {:.2}; import to first step {startup:.2} s; peak {} MB",
+        times.len(),
+        per(stage.grad),
+        per(stage.perturb),
+        per(stage.update),
+        peak / 1_000_000
+    );
+    global.print(&value, &text);
+    Ok(())
+}
+
+/// Largest resident size of this process so far; 0 where the system does not tell.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}

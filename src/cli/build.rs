@@ -1,0 +1,69 @@
+//! `bisam build`: the stages of a training step as plain ONNX files.
+
+use super::{Global, StepArgs};
+use crate::adapt::untie;
+use crate::engine::Layout;
+use crate::error::{Error, IoContext, Result};
+use crate::onnx::{Weights, emit, import, save, write_atomically};
+use crate::step::stages::{perturb_stage, update_stage};
+use crate::step::{StepOptions, build, prepare};
+use crate::trace::Sizes;
+use std::path::PathBuf;
+
+/// Arguments of `build`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Samples in a batch
+    #[arg(long)]
+    batch: usize,
+    #[command(flatten)]
+    step: StepArgs,
+    /// Folder for grad.onnx, perturb.onnx, update.onnx, eval.onnx and layout.json
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Anything that stands in the way of training the model.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let engine = global.engine()?;
+    let mut options = StepOptions::default();
+    args.step.apply(&mut options)?;
+    let model = import(&args.model)?;
+    let mut graph = model.graph.clone();
+    untie(&mut graph, &|_| true);
+    let prepared = prepare(&graph, &Sizes::batch(args.batch), None, &engine).map_err(|e| e.in_file(&args.model))?;
+    let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
+    let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
+    let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));
+    std::fs::create_dir_all(&args.output).file(&args.output)?;
+    let write = |name: &str, graph: &crate::ir::Graph| save(&emit(graph, Weights::Inputs), &args.output.join(name));
+    write("grad.onnx", &stages.grad)?;
+    write("eval.onnx", &stages.eval)?;
+    write("update.onnx", &update_stage(layout.len(), stats.len(), &options)?)?;
+    if let Some(perturb) = perturb_stage(layout.len(), stats.len(), &options)? {
+        write("perturb.onnx", &perturb)?;
+    }
+    let places: Vec<_> = stages
+        .params
+        .iter()
+        .zip(layout.offsets())
+        .map(|(p, o)| serde_json::json!({"name": p.name, "shape": p.shape, "offset": o}))
+        .collect();
+    let value = serde_json::json!({"elements": layout.len(), "parameters": places});
+    let text = serde_json::to_vec_pretty(&value).map_err(|e| Error::new(e.to_string()))?;
+    write_atomically(&args.output.join("layout.json"), &text)?;
+    let summary = format!(
+        "{}: grad ({} nodes), eval ({} nodes), {} parameters",
+        args.output.display(),
+        stages.grad.nodes.len(),
+        stages.eval.nodes.len(),
+        stages.params.len()
+    );
+    global.print(&serde_json::json!({"folder": args.output, "grad_nodes": stages.grad.nodes.len()}), &summary);
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! `bisam grad`: one gradient, for comparison with another framework.
+
+use super::Global;
+use crate::adapt::Mode;
+use crate::data::{read_npz, write_npz};
+use crate::error::{Error, Result};
+use crate::ir::{DType, Tensor};
+use crate::onnx::{Weights, emit, import};
+use crate::step::gradient::{Objective, gradient, with_all_initializers};
+use crate::trace::Sizes;
+use onnx_protobuf::Message;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Arguments of `grad`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Arrays by the names of the model's inputs, and `labels`
+    #[arg(long, value_name = "IN.npz")]
+    inputs: PathBuf,
+    /// cross-entropy, or the name of a scalar output
+    #[arg(long, default_value = "cross-entropy")]
+    loss: String,
+    /// What to differentiate with respect to
+    #[arg(long, default_value = "params", value_parser = ["params", "inputs", "all"])]
+    wrt: String,
+    /// Behaviour of normalization and dropout
+    #[arg(long, default_value = "eval", value_parser = ["eval", "train"])]
+    mode: String,
+    /// Where the gradient is written
+    #[arg(short, long, value_name = "OUT.npz")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Inputs that do not fit the model, or a node without a gradient rule.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let engine = global.engine()?;
+    let model = import(&args.model)?;
+    let arrays = read_npz(&args.inputs)?;
+    let graph = with_all_initializers(&model);
+    let mut shapes = BTreeMap::new();
+    for v in &graph.inputs {
+        let name = &graph[*v].name;
+        let array = arrays.get(name).ok_or_else(|| {
+            let have = arrays.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Error::new(format!("there is no array `{name}`")).in_file(&args.inputs).hint(format!("it holds {have}"))
+        })?;
+        shapes.insert(name.clone(), array.shape().to_vec());
+    }
+    let batch = shapes.values().find_map(|s| s.first().copied()).unwrap_or(1);
+    let sizes = Sizes { batch, shapes, ..Sizes::default() };
+    let mode = if args.mode == "train" { Mode::Train } else { Mode::Eval };
+    let objective = match args.loss.as_str() {
+        "cross-entropy" => Objective::CrossEntropy,
+        name => Objective::Output(name.into()),
+    };
+    let wrt = (args.wrt != "inputs", args.wrt != "params");
+    let g = gradient(&graph, &sizes, mode, &objective, wrt, &engine).map_err(|e| e.in_file(&args.model))?;
+    let bytes = emit(&g.graph, Weights::Initializers).write_to_bytes().map_err(|e| Error::new(e.to_string()))?;
+    let mut session = engine.compile_model(&bytes)?;
+    let mut given: Vec<(String, Tensor)> = Vec::new();
+    for v in &g.graph.inputs {
+        let name = &g.graph[*v].name;
+        let key = if g.labels.as_ref() == Some(name) { "labels" } else { name };
+        let array =
+            arrays.get(key).ok_or_else(|| Error::new(format!("there is no array `{key}`")).in_file(&args.inputs))?;
+        let want = g.graph.ty(*v)?;
+        let cast = match (array.dtype(), want.dtype) {
+            (a, b) if a == b => array.clone(),
+            (_, DType::I64) if array.to_i64().is_some() => {
+                Tensor::new(array.shape(), &array.to_i64().unwrap_or_default())?
+            }
+            (a, b) if a.is_float() && b.is_float() => Tensor::from_f64(b, array.shape(), &array.to_f64()),
+            (a, b) => {
+                return Err(Error::new(format!("array `{key}` is {a}, the model wants {b}")).in_file(&args.inputs));
+            }
+        };
+        if cast.shape() != want.shape {
+            let cause = format!("array `{key}` has shape {:?}, not {:?}", cast.shape(), want.shape);
+            return Err(Error::new(cause).in_file(&args.inputs));
+        }
+        given.push((name.clone(), cast));
+    }
+    if let Some(name) = &g.labels {
+        let classes = g.graph.find("logits").and_then(|v| g.graph.ty(v).ok()).and_then(|t| t.shape.get(1).copied());
+        let labels = given.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_i64()).unwrap_or_default();
+        let wrong = labels.iter().find(|l| **l < 0 || classes.is_some_and(|c| **l >= c as i64));
+        if let (Some(l), Some(c)) = (wrong, classes) {
+            return Err(Error::new(format!("label {l} is not in 0..{c}")).in_file(&args.inputs));
+        }
+    }
+    let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let values = session.run(&given)?;
+    let mut by_name: BTreeMap<String, Tensor> = session.outputs().iter().cloned().zip(values).collect();
+    let mut out = BTreeMap::new();
+    for (name, ty, output) in &g.of {
+        let zero = || Tensor::full(ty.dtype, &ty.shape, 0.0);
+        out.insert(format!("grad/{name}"), output.as_ref().and_then(|o| by_name.remove(o)).unwrap_or_else(zero));
+    }
+    out.extend(by_name);
+    write_npz(&args.output, &out)?;
+    let loss = out.get("loss").map_or(f64::NAN, |t| t.to_f64()[0]);
+    let value = serde_json::json!({"loss": loss, "gradients": g.of.len(), "file": args.output});
+    global.print(&value, &format!("loss {loss:.6}, {} gradients in {}", g.of.len(), args.output.display()));
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Checkpoints: one safetensors file with everything a run needs to go on bit for bit.
+
+use crate::engine::program::State;
+use crate::error::{Error, IoContext, Result};
+use crate::onnx::write_atomically;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Where a run is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Next batch of the epoch. Data order and augmentation follow from seed, epoch and batch alone.
+    pub batch: usize,
+    /// Steps done.
+    pub steps: u64,
+    /// Sums over the epoch so far: descent loss, correct samples, samples.
+    pub sums: [f64; 3],
+    /// Best validation accuracy and its epoch.
+    pub best: Option<(f64, usize)>,
+}
+
+/// Names of tensors in the order of a [`State`].
+pub struct Names<'a> {
+    /// Parameters.
+    pub params: Vec<&'a str>,
+    /// Statistics.
+    pub stats: Vec<&'a str>,
+}
+
+const META: &str = "bisam";
+
+/// Writes position, state and the best weights so far.
+///
+/// # Errors
+/// An I/O error; the checkpoint before stays.
+pub fn save(path: &Path, position: &Position, state: &State, best: Option<&State>, names: &Names<'_>) -> Result<()> {
+    let mut tensors: Vec<(String, &[f32])> = Vec::new();
+    collect(&mut tensors, "theta", "stats", state, names);
+    for (i, optimizer) in state.optimizer.iter().enumerate() {
+        tensors.extend(names.params.iter().zip(optimizer).map(|(n, t)| (format!("state{i}/{n}"), t.as_slice())));
+    }
+    if let Some(best) = best {
+        collect(&mut tensors, "best/theta", "best/stats", best, names);
+    }
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, data) in &tensors {
+        let view = TensorView::new(Dtype::F32, vec![data.len()], bytemuck::cast_slice(data));
+        views.push((name.as_str(), view.map_err(|e| Error::new(e.to_string()))?));
+    }
+    let json = serde_json::to_string(position).map_err(|e| Error::new(e.to_string()))?;
+    let bytes = safetensors::serialize(views, Some(HashMap::from([(META.to_owned(), json)])));
+    write_atomically(path, &bytes.map_err(|e| Error::new(e.to_string()).in_file(path))?)
+}
+
+fn collect<'a>(to: &mut Vec<(String, &'a [f32])>, theta: &str, stats: &str, state: &'a State, names: &Names<'_>) {
+    to.extend(names.params.iter().zip(&state.params).map(|(n, t)| (format!("{theta}/{n}"), t.as_slice())));
+    to.extend(names.stats.iter().zip(&state.stats).map(|(n, t)| (format!("{stats}/{n}"), t.as_slice())));
+}
+
+/// Reads what [`save`] wrote; `states` is the number of optimizer states.
+///
+/// # Errors
+/// An I/O error, a damaged file, or one of another model.
+pub fn load(path: &Path, names: &Names<'_>, states: usize) -> Result<(Position, State, Option<State>)> {
+    let bytes = std::fs::read(path).file(path)?;
+    let damaged = |e: String| Error::new(format!("damaged checkpoint: {e}")).in_file(path);
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let json = header.metadata().as_ref().and_then(|m| m.get(META)).ok_or_else(|| damaged("no position".into()))?;
+    let position: Position = serde_json::from_str(json).map_err(|e| damaged(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let read = |name: String| -> Result<Vec<f32>> {
+        let view =
+            file.tensor(&name).map_err(|_| Error::new(format!("the checkpoint has no `{name}`")).in_file(path))?;
+        Ok(bytemuck::pod_collect_to_vec(view.data()))
+    };
+    let all =
+        |prefix: &str, names: &[&str]| names.iter().map(|n| read(format!("{prefix}/{n}"))).collect::<Result<Vec<_>>>();
+    let state = State {
+        params: all("theta", &names.params)?,
+        stats: all("stats", &names.stats)?,
+        optimizer: (0..states).map(|i| all(&format!("state{i}"), &names.params)).collect::<Result<_>>()?,
+        steps: position.steps,
+    };
+    let best = if position.best.is_some() {
+        let (params, stats) = (all("best/theta", &names.params)?, all("best/stats", &names.stats)?);
+        Some(State { params, stats, ..State::default() })
+    } else {
+        None
+    };
+    Ok((position, state, best))
+}

@@ -1,0 +1,9 @@
+//! Training runs: recipe, schedule, loop, checkpoints.
+
+pub mod checkpoint;
+pub mod recipe;
+mod run;
+pub mod schedule;
+
+pub use recipe::Recipe;
+pub use run::{EpochReport, Observer, StepReport, Summary, evaluate_model, train};

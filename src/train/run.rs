@@ -1,0 +1,436 @@
+//! The loop: epochs of steps, validation, checkpoints, results.
+
+use super::checkpoint::{self, Names, Position};
+use super::recipe::Recipe;
+use super::schedule::Unit;
+use crate::adapt::{Untied, freeze, replace_head, untie};
+use crate::data::{
+    Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
+    image_size, open,
+};
+use crate::engine::program::{Evaluation, State};
+use crate::engine::{Engine, Program};
+use crate::error::{Error, IoContext, Result};
+use crate::export::export;
+use crate::ir::{Graph, Tensor};
+use crate::onnx::{Model, import, save};
+use crate::step::{Stages, build, prepare};
+use crate::trace::Sizes;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A log line of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps done.
+    pub step: u64,
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Loss of the ascent pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ascent_loss: Option<f32>,
+    /// Loss of the descent pass.
+    pub loss: f32,
+    /// Share of correctly classified samples in the batch.
+    pub accuracy: f32,
+    /// Learning rate.
+    pub lr: f32,
+}
+
+/// A log line of one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EpochReport {
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+    /// Mean descent loss.
+    pub loss: f64,
+    /// Share of correctly classified training samples.
+    pub accuracy: f64,
+    /// Cross-entropy on the validation split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_loss: Option<f64>,
+    /// Accuracy on the validation split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
+    /// Training samples per second.
+    pub samples_per_second: f64,
+}
+
+/// The results of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Steps done.
+    pub steps: u64,
+    /// Best validation accuracy and the epoch it was reached in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_valid_accuracy: Option<f64>,
+    /// Epoch of the exported weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_epoch: Option<usize>,
+    /// Test accuracy of the exported weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
+    /// Test cross-entropy of the exported weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
+    /// Seconds of training, this process only.
+    pub seconds: f64,
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Something worth saying once.
+    fn note(&mut self, text: &str);
+    /// The run begins (again) after `done` of `total` steps.
+    fn start(&mut self, done: u64, total: u64);
+    /// A step is over.
+    fn step(&mut self, report: &StepReport);
+    /// An epoch is over.
+    fn epoch(&mut self, report: &EpochReport);
+}
+
+/// Trains as the recipe says and writes the results under `out`; `resume` goes on from the checkpoint there.
+///
+/// When `stop` becomes true the run writes a checkpoint and ends with an error that says how to go on.
+///
+/// # Errors
+/// Anything that is wrong with model, data or settings; a loss that is not finite; an I/O error.
+pub fn train(
+    engine: &Engine,
+    recipe: &Recipe,
+    out: &Path,
+    resume: bool,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    recipe.validate()?;
+    let model = import(&recipe.model)?;
+    let mut graph = model.graph.clone();
+    let main: HashSet<&str> = model.proto.graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)).collect();
+    if let Some(classes) = recipe.num_classes
+        && replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed)
+            .map_err(|e| e.in_file(&model.path))?
+    {
+        observer.note(&format!("the head was replaced by one of {classes} classes"));
+    }
+    let untied = untie(&mut graph, &|name| main.contains(name));
+    freeze(&mut graph, &recipe.parameters)?;
+    let prepared = prepare(&graph, &Sizes::batch(recipe.batch_size), recipe.output.as_deref(), engine)
+        .map_err(|e| e.in_file(&model.path))?;
+    let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
+    let data = Data::open(recipe, &stages, observer)?;
+    let mut recipe = recipe.clone();
+    recipe.normalization.clone_from(&data.normalization);
+
+    let mut program = Program::new(engine, &stages, &recipe.step)?;
+    if let Some(rest) = data.rest {
+        let prepared = prepare(&graph, &Sizes::batch(rest), recipe.output.as_deref(), engine)?;
+        program.add_batch_size(&build(&prepared, &recipe.step)?)?;
+    }
+    let mut evaluation = program.evaluation(&stages)?;
+    let folder = out.join("checkpoint");
+    std::fs::create_dir_all(&folder).file(&folder)?;
+    let file = folder.join("state.safetensors");
+    if file.exists() && !resume {
+        return Err(Error::new("there is a run in this folder already")
+            .in_file(out)
+            .hint("go on with --resume DIR, or choose another folder with -o"));
+    }
+    let params = stages.params.clone();
+    let stats = stages.stats.clone();
+    let names = Names {
+        params: params.iter().map(|p| p.name.as_str()).collect(),
+        stats: stats.iter().map(|s| s.slot.name.as_str()).collect(),
+    };
+    let mut position = Position::default();
+    let mut best: Option<State> = None;
+    if resume {
+        let (p, state, b) = checkpoint::load(&file, &names, recipe.step.states())?;
+        program.restore(&state)?;
+        (position, best) = (p, b);
+    }
+    recipe.save(&out.join("recipe.toml"))?;
+    let mut log = Log::open(&out.join("metrics.jsonl"), resume)?;
+
+    let per_epoch = data.train.batches_per_epoch();
+    let total = recipe.steps.map_or((recipe.epochs * per_epoch) as u64, |s| s as u64);
+    let epochs = (total as usize).div_ceil(per_epoch);
+    observer.start(position.steps, total);
+    let started = Instant::now();
+    while position.steps < total {
+        let epoch_start = Instant::now();
+        let first_batch = position.batch;
+        for batch in data.train.epoch(position.epoch, position.batch) {
+            let batch = batch?;
+            let (t, span) = match recipe.schedule_per {
+                Unit::Epoch => (position.epoch, epochs),
+                Unit::Step => (position.steps as usize, total as usize),
+            };
+            let lr = recipe.lr * recipe.schedule.factor(t, span, recipe.warmup);
+            let losses = program.step(&bytes(&batch), &batch.labels, lr, recipe.step.rho)?;
+            let n = batch.labels.len() as f64;
+            position.steps += 1;
+            position.batch += 1;
+            position.sums[0] += f64::from(losses.descent) * n;
+            position.sums[1] += f64::from(losses.correct);
+            position.sums[2] += n;
+            let report = StepReport {
+                step: position.steps,
+                epoch: position.epoch,
+                ascent_loss: losses.ascent,
+                loss: losses.descent,
+                accuracy: losses.correct / n as f32,
+                lr,
+            };
+            if position.steps.is_multiple_of(recipe.log_every as u64) {
+                log.line(&report)?;
+            }
+            observer.step(&report);
+            data.train.recycle(batch);
+            let due = recipe.checkpoint_every > 0 && position.steps.is_multiple_of(recipe.checkpoint_every as u64);
+            let stopping = stop.load(Ordering::Relaxed);
+            if due || stopping {
+                checkpoint::save(&file, &position, &program.state()?, best.as_ref(), &names)?;
+            }
+            if stopping {
+                return Err(Error::new(format!("stopped after step {}", position.steps))
+                    .hint(format!("go on with `bisam train --resume {}`", out.display())));
+            }
+            if position.steps == total {
+                break;
+            }
+        }
+        let samples = (position.batch - first_batch) as f64 * recipe.batch_size as f64;
+        let mut report = EpochReport {
+            epoch: position.epoch,
+            loss: position.sums[0] / position.sums[2].max(1.0),
+            accuracy: position.sums[1] / position.sums[2].max(1.0),
+            valid_loss: None,
+            valid_accuracy: None,
+            samples_per_second: samples / epoch_start.elapsed().as_secs_f64(),
+        };
+        if let Some(valid) = &data.valid {
+            let (loss, accuracy) = measure(&program, &mut evaluation, valid, stages.classes)?;
+            (report.valid_loss, report.valid_accuracy) = (Some(loss), Some(accuracy));
+            if position.best.is_none_or(|(b, _)| accuracy > b) {
+                position.best = Some((accuracy, position.epoch));
+                best = Some(program.state()?);
+            }
+        }
+        log.line(&report)?;
+        observer.epoch(&report);
+        position.epoch += 1;
+        position.batch = 0;
+        position.sums = [0.0; 3];
+        checkpoint::save(&file, &position, &program.state()?, best.as_ref(), &names)?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let last = program.state()?;
+    save(&exported(&model, &untied, &stages, &last)?, &out.join("last.onnx"))?;
+    if let Some(best) = &best {
+        let state = State { params: best.params.clone(), stats: best.stats.clone(), ..last.clone() };
+        program.restore(&state)?;
+        save(&exported(&model, &untied, &stages, &state)?, &out.join("model.onnx"))?;
+    } else {
+        save(&exported(&model, &untied, &stages, &last)?, &out.join("model.onnx"))?;
+    }
+    let test = match &data.test {
+        Some(test) => Some(measure(&program, &mut evaluation, test, stages.classes)?),
+        None => None,
+    };
+    let summary = Summary {
+        steps: position.steps,
+        best_valid_accuracy: position.best.map(|b| b.0),
+        best_epoch: position.best.map(|b| b.1),
+        test_accuracy: test.map(|t| t.1),
+        test_loss: test.map(|t| t.0),
+        seconds,
+    };
+    let json = serde_json::to_vec_pretty(&summary).map_err(|e| Error::new(e.to_string()))?;
+    crate::onnx::write_atomically(&out.join("summary.json"), &json)?;
+    Ok(summary)
+}
+
+/// The user's file with the weights of `state`.
+fn exported(model: &Model, untied: &[Untied], stages: &Stages, state: &State) -> Result<onnx_protobuf::ModelProto> {
+    let mut values = BTreeMap::new();
+    let shapes = stages.params.iter().map(|p| (&p.name, &p.shape)).zip(&state.params);
+    let stats = stages.stats.iter().map(|s| (&s.slot.name, &s.slot.shape)).zip(&state.stats);
+    for ((name, shape), data) in shapes.chain(stats) {
+        values.insert(name.clone(), Tensor::new(shape, data)?);
+    }
+    export(model, untied, &values)
+}
+
+fn bytes(batch: &Batch) -> Vec<&[u8]> {
+    batch.inputs.iter().map(crate::data::Buffer::bytes).collect()
+}
+
+/// Mean cross-entropy and accuracy over a loader that pads its last batch.
+fn measure(program: &Program, evaluation: &mut Evaluation, loader: &Loader, classes: usize) -> Result<(f64, f64)> {
+    let (mut loss, mut correct, mut samples) = (0.0, 0usize, 0usize);
+    for batch in loader.epoch(0, 0) {
+        let batch = batch?;
+        let logits = program.evaluate(evaluation, &bytes(&batch))?;
+        for (row, label) in logits.chunks(classes).zip(&batch.labels).take(batch.len) {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
+            loss += sum.ln() + f64::from(max - row[*label as usize]);
+            let mut best = 0;
+            for (j, v) in row.iter().enumerate() {
+                if *v > row[best] {
+                    best = j;
+                }
+            }
+            correct += usize::from(best as i64 == *label);
+        }
+        samples += batch.len;
+        loader.recycle(batch);
+    }
+    Ok((loss / samples.max(1) as f64, correct as f64 / samples.max(1) as f64))
+}
+
+struct Log(std::fs::File, std::path::PathBuf);
+
+impl Log {
+    fn open(path: &Path, append: bool) -> Result<Self> {
+        let file = std::fs::OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(path);
+        Ok(Self(file.file(path)?, path.to_owned()))
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> Result<()> {
+        let json = serde_json::to_string(value).map_err(|e| Error::new(e.to_string()))?;
+        writeln!(self.0, "{json}").file(&self.1)
+    }
+}
+
+/// The loaders of a run.
+struct Data {
+    train: Loader,
+    valid: Option<Loader>,
+    test: Option<Loader>,
+    normalization: Option<Normalization>,
+    /// Size of the last, short batch, when it is kept.
+    rest: Option<usize>,
+}
+
+/// The model's inputs as the loader fills them.
+fn input_specs(stages: &Stages) -> Vec<InputSpec> {
+    stages.inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
+}
+
+fn open_data(data: &str, stages: &Stages) -> Result<Splits> {
+    let spec: Spec = data.parse()?;
+    open(&spec, stages.inputs.first().and_then(|(_, ty)| image_size(ty)))
+}
+
+fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
+    set.check_labels(classes)
+        .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
+}
+
+impl Data {
+    fn open(recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
+        let mut splits = open_data(&recipe.data, stages)?;
+        splits.split_validation(recipe.valid, recipe.seed)?;
+        for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
+            check_labels(set, stages.classes)?;
+        }
+        if recipe.label_noise > 0.0 {
+            let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
+            observer.note(&format!("{changed} training labels were replaced"));
+        }
+        let inputs = input_specs(stages);
+        let normalization = match (&recipe.normalization, &splits.train.samples) {
+            (Some(given), Samples::Images(_)) => Some(given.clone()),
+            (None, Samples::Images(images)) => {
+                let channels = Fit::new(images, &inputs[0])?.channels;
+                Some(Normalization::compute(images, channels))
+            }
+            (_, Samples::Arrays(_)) => None,
+        };
+        let n = splits.train.len();
+        if n < recipe.batch_size {
+            return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
+                .hint("choose a smaller --batch-size"));
+        }
+        let augment: Augment = recipe.augment.parse()?;
+        let options = LoaderOptions {
+            batch_size: recipe.batch_size,
+            shuffle: recipe.shuffle,
+            short: if recipe.drop_last { ShortBatch::Drop } else { ShortBatch::Keep },
+            seed: recipe.seed,
+            augment,
+            ..LoaderOptions::default()
+        };
+        let train = Loader::new(Arc::new(splits.train), inputs.clone(), normalization.clone(), options)?;
+        for note in train.notes() {
+            observer.note(note);
+        }
+        let still = |set: Option<Dataset>| -> Result<Option<Loader>> {
+            let Some(set) = set.filter(|s| !s.is_empty()) else { return Ok(None) };
+            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size).map(Some)
+        };
+        let (valid, test) = (still(splits.valid)?, still(splits.test)?);
+        let rest = (!recipe.drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
+        Ok(Self { train, valid, test, normalization, rest })
+    }
+}
+
+fn evaluation_loader(
+    set: Dataset,
+    inputs: &[InputSpec],
+    normalization: Option<Normalization>,
+    batch_size: usize,
+) -> Result<Loader> {
+    let options = LoaderOptions {
+        batch_size,
+        shuffle: false,
+        short: ShortBatch::Pad,
+        augment: Augment::None,
+        ..LoaderOptions::default()
+    };
+    Loader::new(Arc::new(set), inputs.to_vec(), normalization, options)
+}
+
+/// Cross-entropy and accuracy of a model on one split (`train`, `valid` or `test`) of a data set.
+///
+/// # Errors
+/// Anything that is wrong with model or data; a split that is not there.
+pub fn evaluate_model(
+    engine: &Engine,
+    graph: &Graph,
+    data: &str,
+    split: &str,
+    normalization: Option<Normalization>,
+    batch_size: usize,
+) -> Result<(f64, f64, usize)> {
+    let prepared = prepare(graph, &Sizes::batch(batch_size), None, engine)?;
+    let options = crate::step::StepOptions { momentum: 0.0, ..Default::default() };
+    let stages = build(&prepared, &options)?;
+    let splits = open_data(data, &stages)?;
+    let set = match split {
+        "train" => Some(splits.train),
+        "valid" => splits.valid,
+        _ => splits.test,
+    };
+    let set = set.ok_or_else(|| Error::new(format!("{data} has no {split} split")))?;
+    check_labels(&set, stages.classes)?;
+    let n = set.len();
+    let inputs = input_specs(&stages);
+    let normalization = match (&set.samples, normalization) {
+        (Samples::Images(images), None) => Some(Normalization::compute(images, Fit::new(images, &inputs[0])?.channels)),
+        (Samples::Images(_), given) => given,
+        (Samples::Arrays(_), _) => None,
+    };
+    let loader = evaluation_loader(set, &inputs, normalization, batch_size)?;
+    let program = Program::new(engine, &stages, &options)?;
+    let mut evaluation = program.evaluation(&stages)?;
+    let (loss, accuracy) = measure(&program, &mut evaluation, &loader, stages.classes)?;
+    Ok((loss, accuracy, n))
+}
