@@ -101,7 +101,7 @@ fn table(page: &mut Page, rows: &[Row], tolerance: f64) {
         count(Verdict::Undecided)
     ));
     let note = "± is how far slopes of neighbouring step sizes differ: f32 rounding, and kinks (Relu, pooling) that are crossed.\n\
-                Only an error beyond that counts, and directions with too large a range are skipped; the median decides.";
+                Only an error beyond one and a half times that counts; directions with too large a ± are skipped; the median decides.";
     for line in note.lines() {
         let line = page.paint(line, Tone::Dim);
         page.line(&line);

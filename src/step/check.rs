@@ -5,7 +5,7 @@
 //! ⟨∇L, d⟩ over all signs. The logits come in f32, the loss of them is computed in f64. Rounding still spoils small steps;
 //! curvature, and kinks such as Relu's, spoil large ones. So several h are tried, from the largest, in windows of neighbours: the range of
 //! a window's slopes is how far it can be trusted, a window whose range is too large tells nothing, and the gradient may choose
-//! the window that suits it best. What then remains outside the range is held against it. A direction without any window that
+//! the window that suits it best. What then is further outside the range than the range is wide is held against it. A direction without any window that
 //! tells something is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the median decides.
 
 use super::gradient::{Objective, gradient};
@@ -93,7 +93,7 @@ struct Window {
     error: f64,
     /// Largest less smallest.
     range: f64,
-    /// Distance between the gradient's and the nearest of the range.
+    /// How much further the gradient's is outside the range than the range is wide.
     excess: f64,
 }
 
@@ -226,8 +226,9 @@ impl Check {
             let Some(recent) = slopes.len().checked_sub(WINDOW).map(|first| &slopes[first..]) else { continue };
             let (low, high) = recent.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |r, s| (r.0.min(*s), r.1.max(*s)));
             let mean = recent.iter().sum::<f64>() / WINDOW as f64;
-            let excess = (low - exact).max(exact - high).max(0.0);
-            let window = Window { error: (mean - exact).abs(), range: high - low, excess };
+            let range = high - low;
+            let excess = ((low - exact).max(exact - high) - range).max(0.0);
+            let window = Window { error: (mean - exact).abs(), range, excess };
             // A slope larger than the gradient allows is no reason to look away.
             let tells = window.range <= BLIND * scale.max(mean.abs());
             if tells && best.as_ref().is_none_or(|b| (window.excess, window.range) < (b.excess, b.range)) {
