@@ -2,7 +2,12 @@
 
 mod bad_input;
 mod common;
+mod docs;
 mod gradcheck;
+mod graphs;
+mod inspect;
 mod models;
 mod replay;
+mod roundtrip;
+mod snapshot;
 mod train;

@@ -5,6 +5,9 @@ mod build;
 mod doctor;
 mod eval;
 mod grad;
+mod gradcheck;
+mod inspect;
+mod page;
 mod train;
 mod verify;
 
@@ -67,6 +70,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what a model is, what a step costs, and what stands in the way of training
+    Inspect(inspect::Args),
     /// Train a model
     Train(Box<train::Args>),
     /// Accuracy and loss of a model on a data set
@@ -75,6 +80,8 @@ enum Command {
     Verify(verify::Args),
     /// Write the gradient of a loss to an npz file
     Grad(grad::Args),
+    /// Compare the gradient with central differences
+    Gradcheck(gradcheck::Args),
     /// Write the stages of a training step as ONNX files
     Build(build::Args),
     /// Time a training step
@@ -90,6 +97,8 @@ enum Command {
 pub fn run(cli: &Cli) -> Result<()> {
     let global = &cli.global;
     match &cli.command {
+        Command::Inspect(args) => inspect::run(args, global),
+        Command::Gradcheck(args) => gradcheck::run(args, global),
         Command::Train(args) => train::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Verify(args) => verify::run(args, global),

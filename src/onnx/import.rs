@@ -146,7 +146,7 @@ fn dense(sparse: &onnx_protobuf::SparseTensorProto, files: &mut DataFiles) -> Re
     Ok(Tensor::from_f64(values.dtype(), &shape, &out))
 }
 
-fn declared(info: &ValueInfoProto) -> Result<Declared> {
+pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
     let ty: &TypeProto = info.type_.as_ref().ok_or_else(|| Error::new("it has no type"))?;
     let Some(type_proto::Value::TensorType(t)) = &ty.value else {
         return Err(Error::new("only tensors can be inputs").hint("export the model without sequences or maps"));

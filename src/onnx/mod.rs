@@ -10,6 +10,7 @@ mod tensor;
 mod upgrade;
 
 pub use emit::{Weights, emit, save, write_atomically};
+pub(crate) use import::declared;
 pub use import::{Model, import};
 pub use roles::{Role, RoleReason};
 pub use tensor::{to_proto, to_tensor};

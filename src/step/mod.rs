@@ -2,10 +2,13 @@
 //! make up.
 
 pub mod ascent;
+pub mod check;
+pub mod cost;
 pub mod gradient;
 pub mod loss;
 pub mod options;
 pub mod perturb;
+pub mod report;
 pub mod stages;
 pub mod update;
 

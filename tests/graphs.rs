@@ -1,0 +1,29 @@
+//! The graphs of a BiSAM step, kept as text under `graphs/` and reviewed as diffs.
+
+use crate::common::{engine, repo};
+use crate::snapshot;
+use bisam::ir::Graph;
+use bisam::onnx::import;
+use bisam::step::stages::{perturb_stage, update_stage};
+use bisam::step::{Preset, build, prepare};
+use bisam::trace::Sizes;
+
+#[test]
+fn stages_are_as_kept() {
+    let options = Preset::Bisam.options();
+    for name in ["tiny_bn", "mlp"] {
+        let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
+        let prepared = prepare(&model.graph, &Sizes::batch(4), None, &engine()).expect("prepares");
+        let stages = build(&prepared, &options).expect("builds");
+        let len = |shapes: &mut dyn Iterator<Item = &Vec<usize>>| shapes.map(|s| s.iter().product::<usize>()).sum();
+        let parameters = len(&mut stages.params.iter().map(|p| &p.shape));
+        let statistics = len(&mut stages.stats.iter().map(|s| &s.slot.shape));
+        let perturb = perturb_stage(parameters, statistics, &options).expect("builds").expect("has a perturbation");
+        let update = update_stage(parameters, statistics, &options).expect("builds");
+        let all: [(&str, &Graph); 4] =
+            [("grad", &stages.grad), ("perturb", &perturb), ("update", &update), ("eval", &stages.eval)];
+        for (stage, graph) in all {
+            snapshot::check(&format!("graphs/{name}.{stage}.txt"), &graph.to_string());
+        }
+    }
+}
