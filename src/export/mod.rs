@@ -6,5 +6,5 @@ mod verify;
 mod weights;
 
 pub use init::fresh;
-pub use verify::{Verdict, verify};
+pub use verify::{OutputDifference, Verdict, verify};
 pub use weights::{export, with_values};
