@@ -310,6 +310,12 @@ fn an_operator_that_tract_lacks_is_named() {
 }
 
 #[test]
+fn a_training_mode_file_is_not_compared_with_tract() {
+    let e = verify(&engine(), &repo("models/tiny_bn.onnx"), None, 2, 1e-4).expect_err("it is in training mode");
+    assert!(e.to_string().contains("BatchNormalization") && e.to_string().contains("training mode"), "{e}");
+}
+
+#[test]
 fn verify_sees_a_changed_weight() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = import(repo("models/mlp.onnx")).expect("imports");

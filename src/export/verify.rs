@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ir::{DType, Declared, Dim, Source, Tensor, ValueId};
+use crate::ir::{Attr, DType, Declared, Dim, Node, Source, Tensor, ValueId};
 use crate::onnx::{Model, import, inline_data};
 use crate::trace::{DEFAULT_DIM, encode};
 use onnx_protobuf::ModelProto;
@@ -135,12 +135,18 @@ fn probes(model: &Model, batch: usize) -> Result<Vec<(String, Tensor)>> {
 fn rows_of_table(model: &Model, input: ValueId) -> Option<usize> {
     let graph = &model.graph;
     let gathers = graph.nodes.iter().filter(|n| n.is("Gather") && n.input(1) == Some(input));
-    let first_axis = gathers.filter(|n| matches!(n.attrs.get("axis"), None | Some(crate::ir::Attr::Int(0))));
+    let first_axis = gathers.filter(|n| matches!(n.attrs.get("axis"), None | Some(Attr::Int(0))));
     first_axis.filter_map(|n| graph.tensor(n.input(0)?)?.shape().first().copied()).filter(|n| *n > 0).min()
 }
 
 /// Shape and values of every output.
 fn on_tract(model: &Model, inputs: &[(String, Tensor)]) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
+    let training = |n: &&Node| n.is("BatchNormalization") && n.attrs.get("training_mode") == Some(&Attr::Int(1));
+    if let Some(node) = model.graph.nodes.iter().find(training) {
+        return Err(node.blame(Error::new("it is in training mode, which tract does not run")).hint(
+            "export the model in evaluation mode, or compare with another file on ONNX Runtime: --against MODEL2",
+        ));
+    }
     let mut proto = whole(model)?;
     // tract does not unify a symbolic dimension that is declared for a value inside with the number given for the inputs.
     proto.graph.mut_or_insert_default().value_info.clear();
