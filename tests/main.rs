@@ -3,6 +3,7 @@
 mod bad_input;
 mod common;
 mod docs;
+mod export;
 mod gradcheck;
 mod graphs;
 mod inspect;

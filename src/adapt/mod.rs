@@ -10,5 +10,6 @@ mod untie;
 pub use freeze::{Selection, freeze};
 pub use head::replace_head;
 pub use logits::find_logits;
+pub(crate) use mode::depends_on_inputs;
 pub use mode::{BatchNorm, Mode, set_mode};
 pub use untie::{Untied, untie};

@@ -6,6 +6,7 @@ mod doctor;
 mod eval;
 mod grad;
 mod gradcheck;
+mod init;
 mod inspect;
 mod page;
 mod train;
@@ -84,6 +85,8 @@ enum Command {
     Gradcheck(gradcheck::Args),
     /// Write the stages of a training step as ONNX files
     Build(build::Args),
+    /// Write a model with fresh weights
+    Init(init::Args),
     /// Time a training step
     Bench(bench::Args),
     /// Say which ONNX Runtime is loaded and what is missing
@@ -104,6 +107,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
         Command::Build(args) => build::run(args, global),
+        Command::Init(args) => init::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Doctor => doctor::run(global),
     }

@@ -1,7 +1,10 @@
 //! Trained weights back into the user's own file, and the proof that other runtimes read it.
 
+mod inference;
+mod init;
 mod verify;
 mod weights;
 
-pub use verify::{Verdict, verify};
-pub use weights::export;
+pub use init::fresh;
+pub use verify::{OutputDifference, Verdict, verify};
+pub use weights::{export, with_values};

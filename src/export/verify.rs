@@ -2,9 +2,10 @@
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ir::{DType, Declared, Dim, Source, Tensor};
-use crate::onnx::import;
-use crate::trace::DEFAULT_DIM;
+use crate::ir::{Attr, DType, Declared, Dim, Node, Source, Tensor, ValueId};
+use crate::onnx::{Model, import, inline_data};
+use crate::trace::{DEFAULT_DIM, encode};
+use onnx_protobuf::ModelProto;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -20,19 +21,96 @@ pub struct Verdict {
     pub elements: usize,
     /// Whether the difference is within the tolerance.
     pub agrees: bool,
+    /// The float outputs, in the file's order.
+    pub outputs: Vec<OutputDifference>,
+}
+
+/// What was found about one output.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputDifference {
+    /// Its name in the first file.
+    pub name: String,
+    /// Its elements.
+    pub elements: usize,
+    /// Largest absolute difference; infinite where one side is not a number.
+    pub max_difference: f64,
 }
 
 /// Runs `path` on tract and on ONNX Runtime (with `against`: both files on ONNX Runtime) on the same seeded inputs.
 ///
+/// Float inputs are uniform in ±1.7, indices into stored tables any row, other integers 1.
+///
 /// # Errors
-/// A file that either runtime refuses; names the file and the reason.
+/// A file that either runtime refuses (with the operators that tract lacks), outputs that cannot be compared, or none that
+/// could be; names the file.
 pub fn verify(engine: &Engine, path: &Path, against: Option<&Path>, batch: usize, tolerance: f64) -> Result<Verdict> {
     let model = import(path)?;
+    let inputs = probes(&model, batch).map_err(|e| e.in_file(path))?;
+    let on_runtime = |model: &Model| -> Result<(Vec<String>, Vec<Tensor>)> {
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let run = || {
+            let mut session = engine.compile_model(&encode(&whole(model)?)?)?;
+            let outputs = session.run(&given)?;
+            Ok((session.outputs().to_vec(), outputs))
+        };
+        run().map_err(|e: Error| e.in_file(&model.path))
+    };
+    let (names, ours) = on_runtime(&model)?;
+    let theirs: Vec<(Vec<usize>, Vec<f64>)> = match against {
+        Some(other) => {
+            let (_, outputs) = on_runtime(&import(other)?)?;
+            outputs.iter().map(|t| (t.shape().to_vec(), t.to_f64())).collect()
+        }
+        None => on_tract(&model, &inputs).map_err(|e| e.in_file(path))?,
+    };
+    compare(&names, &ours, &theirs, tolerance).map_err(|e| e.in_file(path))
+}
+
+/// The model with the data of its tensors, as one message.
+fn whole(model: &Model) -> Result<ModelProto> {
+    let mut proto = model.proto.clone();
+    inline_data(&mut proto, &model.path)?;
+    Ok(proto)
+}
+
+fn compare(names: &[String], ours: &[Tensor], theirs: &[(Vec<usize>, Vec<f64>)], tolerance: f64) -> Result<Verdict> {
+    if ours.len() != theirs.len() {
+        return Err(Error::new(format!(
+            "there are {} outputs on one side and {} on the other",
+            ours.len(),
+            theirs.len()
+        )));
+    }
+    let mut outputs = Vec::new();
+    for ((name, a), (shape, b)) in names.iter().zip(ours).zip(theirs).filter(|((_, a), _)| a.dtype().is_float()) {
+        if a.shape() != shape {
+            let cause = format!("output `{name}` is {:?} on one side and {shape:?} on the other", a.shape());
+            return Err(Error::new(cause));
+        }
+        let difference = |(x, y): (f64, &f64)| {
+            // Equal infinities differ by NaN.
+            let d = if x == *y { 0.0 } else { (x - y).abs() };
+            if d.is_nan() { f64::INFINITY } else { d }
+        };
+        let max_difference = a.to_f64().into_iter().zip(b).map(difference).fold(0.0, f64::max);
+        outputs.push(OutputDifference { name: name.clone(), elements: b.len(), max_difference });
+    }
+    let elements = outputs.iter().map(|o| o.elements).sum();
+    if elements == 0 {
+        return Err(Error::new("there is no float output to compare"));
+    }
+    let max_difference = outputs.iter().map(|o| o.max_difference).fold(0.0, f64::max);
+    Ok(Verdict { max_difference, elements, agrees: max_difference <= tolerance, outputs })
+}
+
+/// Seeded values for every input.
+fn probes(model: &Model, batch: usize) -> Result<Vec<(String, Tensor)>> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let mut inputs: Vec<(String, Tensor)> = Vec::new();
+    let mut inputs = Vec::new();
     for v in &model.graph.inputs {
+        let name = &model.graph[*v].name;
         let Source::Input(Declared { dtype, dims }) = &model.graph[*v].source else { continue };
-        let dims = dims.as_ref().ok_or_else(|| Error::new("an input does not say its rank").in_file(path))?;
+        let dims = dims.as_ref().ok_or_else(|| Error::new(format!("input `{name}` does not say its rank")))?;
         let size = |(i, d): (usize, &Dim)| match d {
             Dim::Fixed(n) => *n,
             _ if i == 0 => batch,
@@ -40,52 +118,65 @@ pub fn verify(engine: &Engine, path: &Path, against: Option<&Path>, batch: usize
         };
         let shape: Vec<usize> = dims.iter().enumerate().map(size).collect();
         let n = shape.iter().product();
-        let values: Vec<f64> =
-            if dtype.is_float() { (0..n).map(|_| rng.random_range(-1.7..1.7)).collect() } else { vec![1.0; n] };
-        inputs.push((model.graph[*v].name.clone(), Tensor::from_f64(*dtype, &shape, &values)));
+        let rows = rows_of_table(model, *v);
+        let values: Vec<f64> = (0..n)
+            .map(|_| match rows {
+                _ if dtype.is_float() => rng.random_range(-1.7..1.7),
+                Some(rows) => rng.random_range(0..rows) as f64,
+                None => 1.0,
+            })
+            .collect();
+        inputs.push((name.clone(), Tensor::from_f64(*dtype, &shape, &values)));
     }
-    let on_runtime = |path: &Path| -> Result<Vec<Tensor>> {
-        let bytes = std::fs::read(path).map_err(|e| Error::new(e.to_string()).in_file(path))?;
-        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        engine.compile_model(&bytes).and_then(|mut s| s.run(&inputs)).map_err(|e| e.in_file(path))
-    };
-    let ours = on_runtime(path)?;
-    let theirs = match against {
-        Some(other) => on_runtime(other)?.into_iter().map(|t| t.to_f64()).collect(),
-        None => on_tract(path, &inputs).map_err(|e| Error::new(format!("tract: {e:#}")).in_file(path))?,
-    };
-    let (mut max, mut elements) = (0.0f64, 0);
-    for (a, b) in ours.iter().zip(&theirs).filter(|(a, _)| a.dtype().is_float()) {
-        let a = a.to_f64();
-        if a.len() != b.len() {
-            return Err(Error::new(format!("outputs of {} and {} elements", a.len(), b.len())).in_file(path));
-        }
-        elements += a.len();
-        for (x, y) in a.iter().zip(b) {
-            let difference = (x - y).abs();
-            max = if difference.is_nan() { f64::INFINITY } else { max.max(difference) };
-        }
-    }
-    Ok(Verdict { max_difference: max, elements, agrees: max <= tolerance })
+    Ok(inputs)
 }
 
-/// Every output as f64.
-fn on_tract(path: &Path, inputs: &[(String, Tensor)]) -> TractResult<Vec<Vec<f64>>> {
-    let mut model = tract_onnx::onnx().model_for_path(path)?;
+/// The number of rows of the smallest stored table that `input` indexes.
+fn rows_of_table(model: &Model, input: ValueId) -> Option<usize> {
+    let graph = &model.graph;
+    let gathers = graph.nodes.iter().filter(|n| n.is("Gather") && n.input(1) == Some(input));
+    let first_axis = gathers.filter(|n| matches!(n.attrs.get("axis"), None | Some(Attr::Int(0))));
+    first_axis.filter_map(|n| graph.tensor(n.input(0)?)?.shape().first().copied()).filter(|n| *n > 0).min()
+}
+
+/// Shape and values of every output.
+fn on_tract(model: &Model, inputs: &[(String, Tensor)]) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
+    let training = |n: &&Node| n.is("BatchNormalization") && n.attrs.get("training_mode") == Some(&Attr::Int(1));
+    if let Some(node) = model.graph.nodes.iter().find(training) {
+        return Err(node.blame(Error::new("it is in training mode, which tract does not run")).hint(
+            "export the model in evaluation mode, or compare with another file on ONNX Runtime: --against MODEL2",
+        ));
+    }
+    let mut proto = whole(model)?;
+    // tract does not unify a symbolic dimension that is declared for a value inside with the number given for the inputs.
+    proto.graph.mut_or_insert_default().value_info.clear();
+    let bytes = encode(&proto)?;
+    let failed = |e: TractError| Error::new(format!("tract: {e:#}"));
+    let loaded = tract_onnx::onnx().model_for_read(&mut std::io::Cursor::new(bytes)).map_err(failed)?;
+    let mut missing: Vec<String> = loaded
+        .nodes()
+        .iter()
+        .filter_map(|n| n.op.name().strip_prefix("Unimplemented(").map(|op| op.trim_end_matches(')').to_owned()))
+        .collect();
+    missing.sort();
+    missing.dedup();
+    if !missing.is_empty() {
+        return Err(Error::new(format!("tract has no operator {}", missing.join(", ")))
+            .hint("compare with another file on ONNX Runtime: --against MODEL2"));
+    }
+    run_on_tract(loaded, inputs).map_err(failed).map_err(|e| {
+        e.hint("tract may not support this form of the operator; compare with another file on ONNX Runtime: --against MODEL2")
+    })
+}
+
+fn run_on_tract(mut model: InferenceModel, inputs: &[(String, Tensor)]) -> TractResult<Vec<(Vec<usize>, Vec<f64>)>> {
     let order: Vec<String> = model.input_outlets()?.iter().map(|o| model.node(o.node).name.clone()).collect();
     let mut values = TVec::new();
     for (i, name) in order.iter().enumerate() {
         let Some((_, tensor)) = inputs.iter().find(|(n, _)| n == name) else {
             return Err(TractError::msg(format!("input {name} is not known")));
         };
-        let shape = tensor.shape();
-        let value = match tensor.dtype() {
-            DType::F32 => tract_ndarray::ArrayD::from_shape_vec(shape, tensor.to_f32())?.into_tensor(),
-            DType::I64 => {
-                tract_ndarray::ArrayD::from_shape_vec(shape, tensor.to_i64().unwrap_or_default())?.into_tensor()
-            }
-            other => return Err(TractError::msg(format!("inputs of {other} are not supported here"))),
-        };
+        let value = to_tract(tensor)?;
         model = model.with_input_fact(i, InferenceFact::dt_shape(value.datum_type(), value.shape()))?;
         values.push(value.into());
     }
@@ -97,7 +188,21 @@ fn on_tract(path: &Path, inputs: &[(String, Tensor)]) -> TractResult<Vec<Vec<f64
         .iter()
         .map(|o| {
             let o = o.cast_to::<f64>()?;
-            Ok(o.to_plain_array_view::<f64>()?.iter().copied().collect())
+            Ok((o.shape().to_vec(), o.to_plain_array_view::<f64>()?.iter().copied().collect()))
         })
         .collect()
+}
+
+fn to_tract(tensor: &Tensor) -> TractResult<tract_onnx::prelude::Tensor> {
+    let ty = match tensor.dtype() {
+        DType::F32 => f32::datum_type(),
+        DType::F64 => f64::datum_type(),
+        DType::I32 => i32::datum_type(),
+        DType::I64 => i64::datum_type(),
+        DType::U8 => u8::datum_type(),
+        DType::Bool => bool::datum_type(),
+        other => return Err(TractError::msg(format!("inputs of {other} are not supported here"))),
+    };
+    let exact = tract_ndarray::ArrayD::from_shape_vec(tensor.shape(), tensor.to_f64())?.into_tensor();
+    Ok(exact.cast_to_dt(ty)?.into_owned())
 }

@@ -1,10 +1,10 @@
 //! Tensors whose data lies in files beside the model.
 
-use super::tensor::{header, to_tensor};
+use super::tensor::{header, to_proto, to_tensor};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::Tensor;
-use onnx_protobuf::TensorProto;
 use onnx_protobuf::tensor_proto::DataLocation;
+use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, TensorProto};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
@@ -77,4 +77,58 @@ impl DataFiles {
         }
         self.open.get(&path).ok_or_else(escapes)
     }
+}
+
+/// Moves the data of every tensor of the model at `path` into the message itself.
+///
+/// # Errors
+/// Data files that cannot be read; names the tensor.
+pub(crate) fn inline_data(model: &mut ModelProto, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut files = DataFiles::new(folder);
+    if let Some(graph) = model.graph.as_mut() {
+        inline_graph(graph, &mut files)?;
+    }
+    for node in model.functions.iter_mut().flat_map(|f| &mut f.node) {
+        inline_attributes(&mut node.attribute, &mut files)?;
+    }
+    Ok(())
+}
+
+fn inline_graph(graph: &mut GraphProto, files: &mut DataFiles) -> Result<()> {
+    for tensor in &mut graph.initializer {
+        inline_tensor(tensor, files)?;
+    }
+    for sparse in &mut graph.sparse_initializer {
+        for tensor in [sparse.values.as_mut(), sparse.indices.as_mut()].into_iter().flatten() {
+            inline_tensor(tensor, files)?;
+        }
+    }
+    for node in &mut graph.node {
+        inline_attributes(&mut node.attribute, files)?;
+    }
+    Ok(())
+}
+
+fn inline_attributes(attributes: &mut [AttributeProto], files: &mut DataFiles) -> Result<()> {
+    for a in attributes {
+        for tensor in a.t.as_mut().into_iter().chain(&mut a.tensors) {
+            inline_tensor(tensor, files)?;
+        }
+        for graph in a.g.as_mut().into_iter().chain(&mut a.graphs) {
+            inline_graph(graph, files)?;
+        }
+    }
+    Ok(())
+}
+
+fn inline_tensor(tensor: &mut TensorProto, files: &mut DataFiles) -> Result<()> {
+    if tensor.data_location.enum_value_or_default() != DataLocation::EXTERNAL {
+        return Ok(());
+    }
+    let at = |e: Error| Error::new(format!("tensor `{}`: {}", tensor.name, e.cause())).hint_from(&e);
+    tensor.raw_data = to_proto("", &files.read(tensor).map_err(at)?).raw_data;
+    tensor.external_data.clear();
+    tensor.data_location = protobuf::EnumOrUnknown::new(DataLocation::DEFAULT);
+    Ok(())
 }

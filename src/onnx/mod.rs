@@ -10,6 +10,7 @@ mod tensor;
 mod upgrade;
 
 pub use emit::{Weights, emit, save, write_atomically};
+pub(crate) use external::inline_data;
 pub(crate) use import::declared;
 pub use import::{Model, import};
 pub use roles::{Role, RoleReason};

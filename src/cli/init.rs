@@ -1,0 +1,52 @@
+//! `bisam init`: fresh weights.
+
+use super::Global;
+use crate::adapt::untie;
+use crate::error::Result;
+use crate::export::{fresh, with_values};
+use crate::onnx::{import, save};
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+/// Arguments of `init`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Seed of the weights
+    #[arg(long)]
+    seed: u64,
+    /// File to write
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A file that is no model, or one that cannot be written.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let model = import(&args.model)?;
+    let mut graph = model.graph.clone();
+    let outputs = model.proto.graph.node.iter().flat_map(|n| n.output.iter());
+    let in_file: HashSet<&str> = outputs.map(String::as_str).collect();
+    let untied = untie(&mut graph, &|name| in_file.contains(name));
+    let values = fresh(&graph, args.seed);
+    save(&with_values(&model, &untied, &values)?, &args.output)?;
+    let elements: usize = graph.params().iter().filter_map(|v| graph.param(*v)).map(|t| t.len()).sum();
+    let text = format!(
+        "{}: {elements} parameters in {} tensors, seed {}",
+        args.output.display(),
+        graph.params().len(),
+        args.seed
+    );
+    let value = serde_json::json!({
+        "output": args.output,
+        "seed": args.seed,
+        "parameters": elements,
+        "tensors": graph.params().len(),
+        "untied": untied.len(),
+    });
+    global.print(&value, &text);
+    Ok(())
+}
