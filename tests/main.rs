@@ -3,10 +3,12 @@
 mod bad_input;
 mod common;
 mod docs;
+mod doctor;
 mod export;
 mod gradcheck;
 mod graphs;
 mod inspect;
+mod layers;
 mod models;
 mod replay;
 mod roundtrip;
