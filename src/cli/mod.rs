@@ -31,9 +31,9 @@ pub struct Cli {
 pub struct Global {
     /// Where graphs run: cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "cpu")]
-    device: String,
+    device: Device,
     /// Threads of ONNX Runtime's pool (default: as many as the process may use)
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
     /// The ONNX Runtime library to load
     #[arg(long, global = true, value_name = "PATH")]
@@ -55,8 +55,7 @@ impl Global {
     /// # Errors
     /// A device or library that cannot be had.
     pub fn engine(&self) -> Result<Engine> {
-        let device: Device = self.device.parse()?;
-        Engine::new(self.ort.as_deref(), self.threads, device)
+        Engine::new(self.ort.as_deref(), self.threads, self.device)
     }
 
     fn print(&self, value: &serde_json::Value, text: &str) {
@@ -66,6 +65,11 @@ impl Global {
             println!("{text}");
         }
     }
+}
+
+/// A number of threads.
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number from 1 on is needed".to_owned())
 }
 
 #[derive(Debug, Subcommand)]
