@@ -79,7 +79,7 @@ def main():
     if (system, machine) not in PLATFORMS:
         fail(
             f"no ONNX Runtime is pinned for {system} {machine}",
-            "install an ONNX Runtime of 1.22 or newer and name its library with `--ort PATH` or ORT_DYLIB_PATH",
+            "install an ONNX Runtime of 1.23 or newer and name its library with `--ort PATH` or ORT_DYLIB_PATH",
         )
     tag, name = PLATFORMS[system, machine]
     library = name.format(version)

@@ -48,6 +48,7 @@ fn the_library_of_the_set_up_is_reported() {
     assert!(report["path"].as_str().is_some_and(|p| p.contains("onnxruntime")), "{report}");
     assert!(report["providers"].as_array().is_some_and(|p| p.contains(&"CPUExecutionProvider".into())), "{report}");
     assert_eq!(report["threads"], 1);
+    assert!(report["opset"].as_i64() >= Some(23) && report["ir_version"].as_i64() >= Some(11), "{report}");
     assert!(report["cpu_features"].is_array() && report["skipped"].is_array(), "{report}");
     assert!(report["cuda"]["usable"].is_boolean(), "{report}");
 }
@@ -123,11 +124,20 @@ fn stub(folder: &Path, version: &str) -> Option<String> {
 #[test]
 fn a_library_that_is_too_old_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(path) = stub(folder.path(), "1.17.0") else {
-        eprintln!("skipped: there is no C compiler");
-        return;
-    };
-    fails(&doctor(&["--ort", &path]), &path, "ONNX Runtime 1.17.0 is too old");
+    let cases = [
+        ("1.17.0", "ONNX Runtime 1.17.0 is too old; 1.23 or newer is needed"),
+        ("1.22.1", "ONNX Runtime 1.22.1 is too old; 1.23 or newer is needed"),
+        ("2.0.0", "of an unknown version"),
+        ("seven", "of an unknown version"),
+        ("1.40.0", "does not offer the interface"),
+    ];
+    for (version, cause) in cases {
+        let Some(path) = stub(folder.path(), version) else {
+            eprintln!("skipped: there is no C compiler");
+            return;
+        };
+        fails(&doctor(&["--ort", &path]), &path, cause);
+    }
 }
 
 #[cfg(target_os = "linux")]

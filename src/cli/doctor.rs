@@ -1,10 +1,11 @@
 //! `bisam doctor`: what is loaded, what is missing, and the command that gets it.
 
 use super::Global;
+use crate::engine::probe::{accepted, usable};
 use crate::engine::{Device, Engine, Runtime, load_with};
 use crate::error::{Error, Result};
-use crate::ir::{Attrs, DType, Declared, Dim, Graph, Node, Source};
 use serde_json::json;
+use std::path::Path;
 
 /// Whether graphs run on CUDA, and if not, why and what to do.
 struct Cuda {
@@ -21,15 +22,18 @@ pub fn run(global: &Global) -> Result<()> {
     let cuda = Cuda::probe(runtime, global.device);
     let skipped: Vec<String> = runtime.skipped.iter().map(ToString::to_string).collect();
     let features = features();
+    let newest = accepted(&Engine::on(runtime, Device::Cpu)?)?;
     let (missing, command) = cuda.missing.clone().unzip();
     let value = json!({
         "path": runtime.path, "version": runtime.version, "providers": runtime.providers, "threads": runtime.threads,
+        "opset": newest.opset, "ir_version": newest.ir_version,
         "cpu_features": features, "skipped": skipped,
         "cuda": { "usable": cuda.missing.is_none(), "missing": missing, "hint": command },
     });
     let mut lines = vec![
         format!("ONNX Runtime  {} ({})", runtime.version, runtime.path.display()),
         format!("providers     {}", runtime.providers.join(", ")),
+        format!("accepts       opset {}, file format (IR) {}", newest.opset, newest.ir_version),
         format!("threads       {}", runtime.threads),
         format!("CPU features  {}", if features.is_empty() { "portable".into() } else { features.join(", ") }),
     ];
@@ -48,43 +52,20 @@ pub fn run(global: &Global) -> Result<()> {
 }
 
 impl Cuda {
-    /// Compiles a small graph for the CUDA device that is asked for, else the first one.
+    /// Tries the CUDA device that is asked for, else the first one.
     fn probe(runtime: &'static Runtime, asked: Device) -> Self {
         let device = if asked == Device::Cpu { Device::Cuda(0) } else { asked };
-        let has_provider = runtime.providers.iter().any(|name| name == "CUDAExecutionProvider");
-        let install = "`pip install 'onnxruntime-gpu[cuda,cudnn]'`";
-        let missing = if has_provider {
-            Engine { runtime, device }.compile(&identity()).err().map(|error| {
-                let why = error.hint_text().unwrap_or(error.cause()).replace('\n', " ");
-                (
-                    why,
-                    format!(
-                        "{install} and put its folders `nvidia/*/lib` on LD_LIBRARY_PATH; `nvidia-smi` lists the GPUs"
-                    ),
-                )
-            })
+        // The second is the driver under Windows' Linux subsystem.
+        let driver = ["/proc/driver/nvidia", "/dev/dxg"].iter().any(|path| Path::new(path).exists());
+        let missing = if cfg!(target_os = "linux") && !driver {
+            let hint = "install NVIDIA's driver, and pass the GPU into a container; `nvidia-smi` lists what is there";
+            Some(("no NVIDIA driver on this machine".into(), hint.into()))
         } else {
-            let cause = "this library was built without it";
-            Some((cause.into(), format!("{install} and name its library with --ort PATH; `nvidia-smi` lists the GPUs")))
+            let tried = Engine::on(runtime, device).and_then(|engine| usable(&engine));
+            tried.err().map(|error| (error.cause().to_owned(), error.hint_text().unwrap_or_default().to_owned()))
         };
         Self { device, missing }
     }
-}
-
-/// A graph that every device can run.
-fn identity() -> Graph {
-    let mut graph = Graph::default();
-    graph.name.push_str("doctor");
-    graph.opsets.insert(String::new(), 18);
-    let dims = Some(vec![Dim::Fixed(1)]);
-    let x = graph.add_value("x", None, Source::Input(Declared { dtype: DType::F32, dims }));
-    let y = graph.add_value("y", None, Source::Node);
-    let (inputs, outputs) = (vec![Some(x)], vec![Some(y)]);
-    let (name, op) = ("identity".into(), "Identity".into());
-    graph.nodes.push(Node { name, domain: String::new(), op, inputs, outputs, attrs: Attrs::new() });
-    graph.inputs.push(x);
-    graph.outputs.push(y);
-    graph
 }
 
 /// What the CPU can do, of what ONNX Runtime has kernels for.

@@ -15,6 +15,7 @@ mod verify;
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 /// Trains any exported ONNX classifier with sharpness-aware optimizers.
@@ -59,13 +60,19 @@ impl Global {
         Engine::new(self.ort.as_deref(), self.threads, self.device)
     }
 
+    /// Prints a report to stdout. A reader that has seen enough, such as `head`, is no error.
     fn print(&self, value: &serde_json::Value, text: &str) {
-        if self.json {
-            println!("{value}");
-        } else {
-            println!("{text}");
+        let mut out = std::io::stdout().lock();
+        let done = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{text}") };
+        if let Err(error) = done.and_then(|()| out.flush()).or_else(seen_enough) {
+            eprintln!("error: stdout: {error}");
+            std::process::exit(1);
         }
     }
+}
+
+fn seen_enough(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
 }
 
 /// A number of threads.

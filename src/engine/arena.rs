@@ -303,4 +303,24 @@ mod tests {
         assert!(layout.pack(&[vec![0.0; 5]]).is_err());
         Ok(())
     }
+
+    /// The copies that a device needs, made on the CPU: the same graph and bindings.
+    #[test]
+    fn bytes_survive_the_copy_graph_in_both_directions() -> Result<()> {
+        let engine = super::super::tests::engine();
+        let copier = Some(RefCell::new(engine.compile_model(&copy_model()?)?));
+        let memory = Memory(Rc::new(Inner { device: Device::Cpu, copier }));
+        let buffer = memory.zeros(1000)?;
+        assert!(buffer.on_device());
+        let bytes: Vec<u8> = (0..=255).collect();
+        buffer.write(300, &bytes)?;
+        let mut back = [1; 1000];
+        buffer.read(0, &mut back)?;
+        assert_eq!(back[300..556], bytes);
+        assert!(back[..300].iter().chain(&back[556..]).all(|b| *b == 0));
+        buffer.write(0, &[])?;
+        assert!(buffer.write(1000, &bytes).is_err());
+        assert!(buffer.read(900, &mut back).is_err());
+        Ok(())
+    }
 }

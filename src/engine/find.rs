@@ -97,7 +97,7 @@ fn package_folders(prefix: &Path) -> Vec<PathBuf> {
 }
 
 /// Entries of a folder; none when it cannot be read.
-fn entries(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).map(|all| all.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 

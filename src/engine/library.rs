@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The version the set-up fetches.
 pub const FETCHED_VERSION: &str = "1.32.0";
-/// Oldest version that works: 1.`OLDEST_MINOR`.
-pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
+/// Oldest version that works, 1.23. The interface used is that of 1.22, but sessions let ONNX Runtime choose among the
+/// devices it discovers, and 1.22 discovers none on Linux, not even the CPU.
+pub const OLDEST_MINOR: u32 = 23;
 
 /// The loaded ONNX Runtime.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Whether the library was built for CUDA; that a device can be used shows only when a session is made on it.
+    pub fn has_cuda(&self) -> bool {
+        self.providers.iter().any(|name| name == "CUDAExecutionProvider")
+    }
+
     /// The process-wide environment sessions are made in.
     pub(super) fn environment(&self) -> &Environment {
         &self.environment
@@ -59,7 +65,7 @@ pub fn load(path: Option<&Path>) -> Result<&'static Runtime> {
 /// listed in [`Runtime::skipped`]. Later calls return what the first one loaded.
 ///
 /// # Errors
-/// When there is no library, it is not an ONNX Runtime, it is older than 1.22, or another one is loaded already.
+/// When there is no library, it is not an ONNX Runtime, it is older than 1.23, or another one is loaded already.
 pub fn load_with(path: Option<&Path>, threads: Option<usize>) -> Result<&'static Runtime> {
     let _one_at_a_time = lock(&LOADING);
     if let Some(runtime) = RUNTIME.get() {
@@ -172,9 +178,12 @@ fn inspect(path: &Path) -> Result<String> {
         )));
     }
     // Asked for an interface it lacks, an old library prints to the terminal; so the version is compared first.
-    // SAFETY: as above; an interface that does not exist is null.
-    if minor < Some(OLDEST_MINOR) || unsafe { (base.GetApi)(OLDEST_MINOR) }.is_null() {
+    if minor < Some(OLDEST_MINOR) {
         return Err(fail(format!("ONNX Runtime {version} is too old; 1.{OLDEST_MINOR} or newer is needed")));
+    }
+    // SAFETY: as above; an interface that does not exist is null.
+    if unsafe { (base.GetApi)(ort::MINOR_VERSION) }.is_null() {
+        return Err(fail(format!("ONNX Runtime {version} does not offer the interface of 1.{}", ort::MINOR_VERSION)));
     }
     Ok(version)
 }

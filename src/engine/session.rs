@@ -4,17 +4,20 @@ use super::library::{Runtime, take_log};
 use super::value::{Value, check};
 use super::{Binding, ort_error};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, Tensor};
+use crate::ir::{DType, Graph, Tensor, Type};
 use crate::onnx::{Weights, emit};
 use crate::trace::{Evaluator, encode};
 use ort::AsPointer;
 use ort::ep::{CPU, CUDA};
-use ort::memory::MemoryInfo;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
+use ort::sys::ONNXTensorElementDataType;
+use ort::value::{Outlet, ValueType};
 use std::ffi::CString;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Where graphs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,6 +49,10 @@ impl fmt::Display for Device {
     }
 }
 
+/// What gets a machine with an NVIDIA GPU an ONNX Runtime that uses it.
+const CUDA_HINT: &str = "`pip install \"onnxruntime-gpu[cuda,cudnn]\"` in a Python environment, and name its \
+     onnxruntime/capi folder with `--ort PATH`";
+
 /// Compiles graphs for one device.
 #[derive(Debug, Clone, Copy)]
 pub struct Engine {
@@ -61,12 +68,17 @@ impl Engine {
     /// # Errors
     /// As [`load_with`](super::load_with); or CUDA where the library has no CUDA provider.
     pub fn new(library: Option<&Path>, threads: Option<usize>, device: Device) -> Result<Self> {
-        let runtime = super::load_with(library, threads)?;
-        if device != Device::Cpu && !runtime.providers.iter().any(|p| p == "CUDAExecutionProvider") {
-            let cause = format!("ONNX Runtime {} was built without CUDA", runtime.version);
-            return Err(Error::new(cause)
-                .in_file(&runtime.path)
-                .hint("`pip install onnxruntime-gpu` and name its library with --ort PATH"));
+        Self::on(super::load_with(library, threads)?, device)
+    }
+
+    /// The loaded runtime for a device.
+    ///
+    /// # Errors
+    /// CUDA where the library has no CUDA provider.
+    pub fn on(runtime: &'static Runtime, device: Device) -> Result<Self> {
+        if device != Device::Cpu && !runtime.has_cuda() {
+            let cause = format!("device {device}: ONNX Runtime {} was built without CUDA", runtime.version);
+            return Err(Error::new(cause).hint(CUDA_HINT));
         }
         Ok(Self { runtime, device })
     }
@@ -95,35 +107,86 @@ impl Evaluator for Engine {
     }
 }
 
+/// An input or output as a model declares it.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub name: String,
+    dtype: Option<DType>,
+    /// Empty when the model says nothing about the shape; `None` for a dimension it leaves open.
+    dims: Vec<Option<usize>>,
+}
+
+impl Port {
+    fn new(outlet: &Outlet) -> Self {
+        let (dtype, dims) = match outlet.dtype() {
+            ValueType::Tensor { ty, shape, .. } => {
+                let dims = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
+                (DType::from_onnx(ONNXTensorElementDataType::from(*ty) as i32), dims)
+            }
+            _ => (None, Vec::new()),
+        };
+        Self { name: outlet.name().to_owned(), dtype, dims }
+    }
+
+    /// Whether a tensor of type `ty` can be given to or taken from this port.
+    pub fn accepts(&self, ty: &Type) -> Result<()> {
+        let same_rank = self.dims.is_empty() || self.dims.len() == ty.shape.len();
+        let same_dims = self.dims.iter().zip(&ty.shape).all(|(want, dim)| want.is_none_or(|want| want == *dim));
+        if self.dtype == Some(ty.dtype) && same_rank && same_dims {
+            return Ok(());
+        }
+        let dtype = self.dtype.map_or_else(|| "no tensor".to_owned(), |dtype| dtype.to_string());
+        let dims: Vec<String> = self.dims.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect();
+        Err(Error::new(format!("`{}` is {dtype} [{}], not {} {:?}", self.name, dims.join(", "), ty.dtype, ty.shape)))
+    }
+}
+
+/// Inputs and outputs of a session, shared with its bindings.
+#[derive(Debug)]
+pub(super) struct Ports {
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+}
+
 /// A compiled graph.
 pub struct Session {
     inner: ort::session::Session,
+    ports: Arc<Ports>,
     inputs: Vec<String>,
     outputs: Vec<String>,
 }
 
 impl Session {
     fn new(runtime: &Runtime, model: &[u8], device: Device, level: GraphOptimizationLevel) -> Result<Self> {
-        #[allow(clippy::result_large_err, reason = "the builder's own error type")]
-        let builder = |builder: SessionBuilder| {
-            let provider = match device {
-                Device::Cpu => CPU::default().with_arena_allocator(true).build(),
-                Device::Cuda(n) => CUDA::default().with_device_id(n).with_tf32(false).build().error_on_failure(),
-            };
-            let builder = builder.with_optimization_level(level)?.with_execution_providers([provider])?;
-            builder.with_intra_threads(runtime.threads)
-        };
         take_log();
-        let logged = |e: Error| match take_log().into_iter().find(|_| device != Device::Cpu) {
-            Some(why) => e.hint(why),
-            None => e,
+        // Why CUDA cannot be had, such as a missing library, is only ever logged.
+        let explain = |error: Error| match device {
+            Device::Cpu => error,
+            Device::Cuda(_) => {
+                let logged = take_log().pop().map(|line| super::plain(&line).replace('\n', " "));
+                let why =
+                    logged.filter(|line| line != error.cause()).map_or_else(String::new, |line| format!("; {line}"));
+                Error::new(format!("device {device}: {}{why}", error.cause())).hint(CUDA_HINT)
+            }
         };
-        let session = ort::session::Session::builder(runtime.environment()).map_err(ort_error)?;
-        let mut session = builder(session).map_err(ort_error).map_err(logged)?;
-        let inner = session.commit_from_memory(model).map_err(ort_error).map_err(logged)?;
-        let inputs = inner.inputs().iter().map(|i| i.name().to_owned()).collect();
-        let outputs = inner.outputs().iter().map(|o| o.name().to_owned()).collect();
-        Ok(Self { inner, inputs, outputs })
+        let provider = match device {
+            Device::Cpu => CPU::default().with_arena_allocator(true).build(),
+            Device::Cuda(n) => {
+                super::cuda::preload(&runtime.path);
+                CUDA::default().with_device_id(n).with_tf32(false).build().error_on_failure()
+            }
+        };
+        let builder = ort::session::Session::builder(runtime.environment()).map_err(ort_error)?;
+        // `ort` asks for the most efficient device by default, which need not be the CPU.
+        let builder = builder.with_auto_device(AutoDevicePolicy::PreferCPU).map_err(ort_error)?;
+        let builder = builder.with_optimization_level(level).map_err(ort_error)?;
+        let mut builder = builder.with_execution_providers([provider]).map_err(ort_error).map_err(explain)?;
+        let inner = builder.commit_from_memory(model).map_err(ort_error).map_err(explain)?;
+        let ports = |outlets: &[Outlet]| outlets.iter().map(Port::new).collect::<Vec<_>>();
+        let ports = Ports { inputs: ports(inner.inputs()), outputs: ports(inner.outputs()) };
+        let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
+        let (inputs, outputs) = (names(&ports.inputs), names(&ports.outputs));
+        Ok(Self { inner, ports: Arc::new(ports), inputs, outputs })
     }
 
     /// Names of the inputs, in order.
@@ -141,13 +204,20 @@ impl Session {
     /// # Errors
     /// A missing, unknown or misshapen input, or a node that fails.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|input| input == name)) {
+            return Err(Error::new(format!("there is no input `{name}`")).hint(self.inputs_hint()));
+        }
+        let host = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
+        let host = host.map_err(ort_error)?;
         let mut names = Vec::with_capacity(self.inputs.len());
         let mut values = Vec::with_capacity(self.inputs.len());
         // Copies of tensors whose bytes are not aligned for their type; they live until the run is over.
         let mut aligned: Vec<Vec<u64>> = Vec::new();
-        for name in &self.inputs {
+        for port in &self.ports.inputs {
+            let name = &port.name;
             let given = inputs.iter().find(|(n, _)| n == name).map(|(_, t)| *t);
             let tensor = given.ok_or_else(|| Error::new(format!("input `{name}` is not given")))?;
+            port.accepts(&tensor.ty())?;
             let mut data = tensor.bytes().as_ptr();
             if !(data as usize).is_multiple_of(tensor.dtype().width().max(1)) {
                 let mut copy = vec![0u64; tensor.bytes().len().div_ceil(8)];
@@ -156,7 +226,7 @@ impl Session {
                 aligned.push(copy);
             }
             // SAFETY: the bytes fill the tensor's type, are only read, and outlive the run below.
-            values.push(unsafe { Value::over(&MemoryInfo::default(), data.cast_mut(), &tensor.ty())? });
+            values.push(unsafe { Value::over(&host, data.cast_mut(), &tensor.ty())? });
             names.push(c_name(name)?);
         }
         let outputs = self.outputs.iter().map(|n| c_name(n)).collect::<Result<Vec<_>>>()?;
@@ -187,18 +257,24 @@ impl Session {
     /// # Errors
     /// When ONNX Runtime cannot make one.
     pub fn binding(&self) -> Result<Binding> {
-        Ok(Binding::new(self.inner.create_binding().map_err(ort_error)?))
+        let inner = self.inner.create_binding().map_err(ort_error)?;
+        Ok(Binding::new(inner, self.inner.ptr(), Arc::clone(&self.ports)))
     }
 
     /// Runs over bound memory; nothing is allocated or copied on this side.
     ///
     /// # Errors
-    /// A node that fails, or an input that is not bound.
+    /// An input that is not bound, a binding of another session, or a node that fails.
     pub fn run_bound(&mut self, binding: &Binding) -> Result<()> {
-        // SAFETY: the binding was made by this session's `binding` and keeps its memory alive; nothing else uses the memory
-        // while the call lasts, because buffers are neither `Send` nor `Sync`.
+        binding.ready(self.inner.ptr())?;
+        // SAFETY: the binding was made by this session's `binding`, all inputs are bound, and it keeps its memory alive;
+        // nothing else uses the memory while the call lasts, because buffers are neither `Send` nor `Sync`.
         check(unsafe { (ort::api().RunWithBinding)(self.inner.ptr_mut(), std::ptr::null(), binding.ptr()) })?;
         binding.synchronize()
+    }
+
+    fn inputs_hint(&self) -> String {
+        format!("the inputs are {}", self.inputs.join(", "))
     }
 
     pub(super) fn allocator(&self, info: MemoryInfo<'_>) -> Result<ort::memory::Allocator> {
@@ -206,6 +282,69 @@ impl Session {
     }
 }
 
-fn c_name(name: &str) -> Result<CString> {
+pub(super) fn c_name(name: &str) -> Result<CString> {
     CString::new(name).map_err(|_| Error::new(format!("name {name:?} contains a zero byte")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{engine, sum_model};
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_written() -> Result<()> {
+        for (text, device) in [("cpu", Device::Cpu), ("cuda:0", Device::Cuda(0)), ("cuda:3", Device::Cuda(3))] {
+            assert_eq!(text.parse::<Device>()?, device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>()?, Device::Cuda(0));
+        assert!(["", "gpu", "cuda:-1", "cuda:x", "cpu:1"].iter().all(|text| text.parse::<Device>().is_err()));
+        Ok(())
+    }
+
+    /// Every element type goes in and comes out bit for bit.
+    #[test]
+    fn tensors_of_every_type_pass_through() -> Result<()> {
+        use DType::*;
+        for dtype in [F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64, Bool] {
+            for shape in [&[2, 3][..], &[], &[0, 4]] {
+                let n = shape.iter().product::<usize>();
+                let tensor = Tensor::from_f64(dtype, shape, &(0..n).map(|i| i as f64).collect::<Vec<_>>());
+                let model = super::super::tests::identity_model(dtype, shape)?;
+                let mut session = engine().compile_model(&model)?;
+                assert_eq!(session.run(&[("x", &tensor)])?, [tensor], "{dtype} {shape:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_inputs_are_named() -> Result<()> {
+        let mut session = engine().compile_model(&sum_model(&[2, 2])?)?;
+        let (good, flat) = (Tensor::full(DType::F32, &[2, 2], 1.0), Tensor::full(DType::F32, &[4], 1.0));
+        let whole = Tensor::full(DType::I64, &[2, 2], 1.0);
+        let mut fails = |inputs: &[(&str, &Tensor)]| session.run(inputs).expect_err("wrong input").to_string();
+        assert_eq!(fails(&[("a", &good)]), "input `b` is not given");
+        assert_eq!(fails(&[("a", &good), ("b", &good), ("c", &good)]), "there is no input `c`");
+        assert_eq!(fails(&[("a", &good), ("b", &flat)]), "`b` is f32 [2, 2], not f32 [4]");
+        assert_eq!(fails(&[("a", &whole), ("b", &good)]), "`a` is f32 [2, 2], not i64 [2, 2]");
+        assert_eq!(session.run(&[("a", &good), ("b", &good)])?, [Tensor::full(DType::F32, &[2, 2], 2.0)]);
+        Ok(())
+    }
+
+    #[test]
+    fn cuda_that_cannot_be_had_is_an_error_with_a_reason() {
+        if engine().runtime.has_cuda() {
+            return;
+        }
+        let error = Engine::new(None, None, Device::Cuda(0)).expect_err("a library without CUDA");
+        assert!(error.to_string().contains("built without CUDA"), "{error}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("onnxruntime-gpu")));
+    }
+
+    #[test]
+    fn a_model_that_is_none_is_an_error() {
+        assert!(engine().compile_model(b"not a model").is_err());
+        assert!(engine().compile_model(&[]).is_err());
+    }
 }
