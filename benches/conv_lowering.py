@@ -2,7 +2,7 @@
 
     python benches/conv_lowering.py [--threads 1 2] [--only res20] [--quick]
 
-Needs onnx, onnxruntime and numpy. Every form is checked against the first one that is known to be right before it is timed.
+Needs onnx, onnxruntime and numpy. Every form is checked against the first of its kind before it is timed.
 `src/autodiff/conv.rs` chooses between the forms; `docs/conv-lowering.md` has the numbers its choice rests on.
 """
 import argparse

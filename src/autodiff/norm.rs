@@ -5,7 +5,7 @@
 use super::{Call, Cotangents};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{Attr, DType, Graph, Node, Type, ValueId};
+use crate::ir::{Attr, DType, Graph, Node, Tensor, Type, ValueId};
 use std::collections::HashMap;
 
 /// Puts a value per channel into the shape [1,C,1,…] of rank `rank`, in type `dtype`.
@@ -170,10 +170,13 @@ fn lower(graph: &mut Graph, node: &Node, shared: &mut Shared) -> Result<()> {
     let mut variance = b.mean(square, &axes, false);
     variance = stand_for(&mut b, variance, node, 2, momentum)?;
     shared.add(mean, wide, x, centred);
+    // X − μ in place of X: it can take X's memory, and the kernel does not subtract μγ/σ once more.
+    let dtype = b.dtype(mean);
+    let zero = b.constant(Tensor::full(dtype, &[shape[1]], 0.0));
     let mut lowered = node.clone();
     lowered.attrs.remove("training_mode");
     lowered.attrs.remove("momentum");
-    lowered.inputs = vec![Some(x), node.input(1), node.input(2), Some(mean), Some(variance)];
+    lowered.inputs = vec![Some(centred), node.input(1), node.input(2), Some(zero), Some(variance)];
     lowered.outputs = vec![Some(y)];
     graph.nodes.push(lowered);
     Ok(())
