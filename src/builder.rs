@@ -421,6 +421,25 @@ impl<'g> Builder<'g> {
         self.op("Pad", &[x, pads, zero], Attrs::new(), ty)
     }
 
+    /// Elements `start..start + len` along `axis`, with zeros where `x` has none.
+    pub fn shift(&mut self, x: ValueId, axis: usize, start: i64, len: usize) -> ValueId {
+        let mut ty = self.ty(x);
+        let size = ty.shape[axis] as i64;
+        if (start, len as i64) == (0, size) {
+            return x;
+        }
+        ty.shape[axis] = len;
+        if start >= size || start + len as i64 <= 0 {
+            return self.zeros(&ty);
+        }
+        // A negative pad takes elements away.
+        let rank = ty.shape.len();
+        let mut pads = vec![0; 2 * rank];
+        (pads[axis], pads[rank + axis]) = (-start, start + len as i64 - size);
+        let (pads, zero) = (self.ints(&pads), self.scalar_like(0.0, x));
+        self.op("Pad", &[x, pads, zero], Attrs::new(), ty)
+    }
+
     /// A reduction (`ReduceSum`, `ReduceMean`, `ReduceMax`, …) over `axes`; no axes means nothing to do.
     pub fn reduce(&mut self, op: &str, x: ValueId, axes: &[usize], keepdims: bool) -> ValueId {
         if axes.is_empty() {

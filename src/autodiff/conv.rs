@@ -80,8 +80,10 @@ fn emit(
 
 /// The cotangent of the input of a convolution whose output has the cotangent `dy`.
 ///
-/// With strides of 1 it is a convolution with the weight turned round, which ONNX Runtime runs faster than the transposed
-/// convolution that serves for other strides.
+/// With strides of 1 it is a convolution with the weight turned round, which ONNX Runtime spreads over its threads, unlike the
+/// transposed convolution that serves for other strides. (128, 16→16, 32², 3/1: 11 ms each with one thread, 5.5 and 8.9 with two.
+/// 16→32, 3/2: 5.3, against 10.7 for a convolution per stride phase and 35 for one over Ȳ with zeros between.) Few channels from
+/// many are better transposed: a convolution unfolds M channels, the transposed one folds C (64, 10→20, 12², 5/1: 3.0 and 0.7).
 pub(super) fn input_gradient(
     b: &mut Builder<'_>,
     dy: ValueId,
@@ -94,7 +96,8 @@ pub(super) fn input_gradient(
     let mut target = vec![b.shape(dy)[0], inputs];
     target.extend(&window.input);
     let rank = window.kernel.len();
-    if window.strides.iter().all(|s| *s == 1) {
+    let narrow = groups == 1 && window.taps() > 1 && inputs <= 32 && 2 * inputs <= shape[0];
+    if window.strides.iter().all(|s| *s == 1) && !narrow {
         let before: Vec<i64> = (0..rank).map(|i| window.extent(i) as i64 - 1 - window.begin[i] as i64).collect();
         let grown = |i: usize| window.output[i] as i64 + before[i] + 1 - window.extent(i) as i64;
         let after: Vec<i64> = (0..rank).map(|i| window.input[i] as i64 - grown(i)).collect();
@@ -141,108 +144,182 @@ fn turn(b: &mut Builder<'_>, weight: ValueId, groups: usize) -> ValueId {
     b.reshape(weight, &joined)
 }
 
-/// How a weight gradient is computed.
+/// How a weight gradient is computed; `docs/conv-lowering.md` explains the forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// A matrix product over all samples and positions at once.
-    Whole,
-    /// A matrix product over the positions of each sample, then the sum over samples.
-    PerSample,
+    /// A matrix product.
+    Product {
+        /// The product of each sample, then the sum over samples; otherwise one product over all samples and positions.
+        per_sample: bool,
+        /// Along the first spatial dimension the copies are of Ȳ, along the others of X; otherwise all are of X.
+        rows: bool,
+    },
     /// A convolution with samples and channels in each other's place.
     Swapped,
+    /// A convolution with each channel of each sample as a group of its own.
+    Depthwise,
 }
 
-/// The fastest of the forms for a weight of `m` outputs, `c` inputs and `taps` elements of a window, at `positions` per sample.
+/// The fastest of the forms, which depends on how much they copy.
 ///
-/// Milliseconds on ONNX Runtime 1.32, two threads:
+/// A product needs a copy of X for every element of a window, K₁·K₂·C·|O| numbers a sample. With strides of 1 along the first
+/// dimension it does with K₁ copies of Ȳ and K₂ of X over the rows of X: (K₁·M + K₂·C)·|rows·O₂|. Milliseconds on ONNX Runtime
+/// 1.32, one thread (`benches/conv_lowering.py`):
 ///
-/// | N, C→M, input, kernel/stride | whole | per sample | swapped |
-/// |---|---|---|---|
-/// | 128, 16→16, 32², 3/1 | 19.1 | 16.2 | 53.9 |
-/// | 128, 32→32, 16², 3/1 | 11.2 | 11.5 | 25.6 |
-/// | 128, 64→64, 8², 3/1 | 9.0 | 10.5 | 16.8 |
-/// | 128, 16→32, 32², 3/2 | 10.9 | 9.8 | 18.1 |
-/// | 128, 32→64, 16², 3/2 | 6.5 | 7.2 | 10.4 |
-/// | 16, 512→512, 7², 3/1 | 23.0 | 44.7 | 40.0 |
-/// | 128, 64→64, 16², 1/1 | 5.7 | 2.5 | 27.9 |
-/// | 16, 256→1024, 14², 1/1 | 8.7 | 11.5 | 28.7 |
-/// | 16, 3→64, 112², 7/2 | 22.9 | 16.1 | 12.5 |
-/// | 128, 16→16, 28², 7/1 | 71.2 | 76.5 | 43.3 |
-/// | 128, 32→32, 16², 5/1 | 30.0 | 32.7 | 162.3 |
+/// | N, C→M, input, kernel/stride | X, per sample | X, whole | X and Ȳ, per sample | X and Ȳ, whole | swapped |
+/// |---|---|---|---|---|---|
+/// | 128, 16→16, 32², 3/1 | 25.0 | 28.6 | 15.5 | 18.1 | 42.3 |
+/// | 128, 32→32, 16², 3/1 | 17.9 | 18.3 | 13.1 | 13.1 | 25.2 |
+/// | 128, 64→64, 8², 3/1 | 15.3 | 13.4 | 13.4 | 10.8 | 19.3 |
+/// | 128, 48→12, 32², 3/1 | 84.4 | 87.2 | 37.2 | 38.7 | 109.7 |
+/// | 128, 16→16, 28², 7/1 | 109.6 | 116.8 | 44.5 | 47.5 | 85.4 |
+/// | 128, 3→16, 32², 3/1 | 3.9 | 4.3 | 6.8 | 7.0 | 7.4 |
+/// | 128, 1→32, 28², 5/1 | 4.0 | 5.4 | 19.6 | 19.5 | 5.5 |
+/// | 128, 16→32, 32², 3/2 | 12.2 | 13.4 | – | – | 13.3 |
+/// | 16, 3→64, 112², 7/2 | 23.4 | 25.1 | – | – | 19.5 |
+/// | 128, 128→128, 16², 1/1 | 15.9 | 21.3 | – | – | 66.9 |
+/// | 128, 256→512, 4², 1/1 | 14.2 | 7.2 | – | – | 18.5 |
 ///
-/// Per sample it writes the weight once a sample; whole it transposes X and Ȳ. Many slices of few channels are the worst case of
-/// both.
-fn form(m: usize, c: usize, taps: usize, positions: usize) -> Form {
-    match () {
-        () if taps >= 25 && c <= 16 => Form::Swapped,
-        () if 2 * m * c * taps <= positions * (m + c) => Form::PerSample,
-        () => Form::Whole,
+/// Depthwise, `X and Ȳ, per sample` against a group per channel and sample: 35 and 54 (128, 32, 32², 3/1), 47 and 63 (32, 96, 28²,
+/// 7/1), 33 and 32 (128, 256, 8², 3/1).
+fn form(b: &Builder<'_>, x: ValueId, dy: ValueId, window: &Window, groups: usize) -> Form {
+    // Per group.
+    let (m, c) = (b.shape(dy)[1] / groups, b.shape(x)[1] / groups);
+    let (taps, positions) = (window.taps(), window.output.iter().product::<usize>());
+    let first = window.kernel[0];
+    let extent = window.input[0] * positions / window.output[0].max(1);
+    let rows = first > 1 && window.strides[0] == 1 && (first * m + taps / first * c) * extent < taps * c * positions;
+    if groups > 1 && c == 1 && (m > 1 || !rows || positions < 256) {
+        return Form::Depthwise;
     }
+    if !rows && taps >= 49 && groups == 1 && !window.tiles() {
+        return Form::Swapped;
+    }
+    // A product per sample writes the weight once a sample, one for all transposes X and Ȳ.
+    let (left, right, depth) = if rows { (first * m, taps / first * c, extent) } else { (m, taps * c, positions) };
+    Form::Product { per_sample: 2 * left * right <= depth * (left + right), rows }
 }
 
 /// The cotangent of the weight of a convolution of `x` whose output has the cotangent `dy`.
-///
-/// Whole: W̄ [M,C·K] = Ȳ [M,N·O] · (X at each element of a window) [C·K,N·O]ᵀ.
 fn weight_gradient(b: &mut Builder<'_>, x: ValueId, dy: ValueId, window: &Window, groups: usize) -> Result<ValueId> {
-    let (n, m, channels) = (b.shape(x)[0], b.shape(dy)[1] / groups, b.shape(x)[1] / groups);
-    let (taps, positions) = (window.taps(), window.output.iter().product::<usize>());
-    let mut target = vec![groups * m, channels];
+    let (outputs, channels) = (b.shape(dy)[1], b.shape(x)[1] / groups);
+    let mut target = vec![outputs, channels];
     target.extend(&window.kernel);
-    let rank = target.len();
-    // [M,N,…] from [N,M,…].
-    let swap: Vec<usize> = [1, 0].into_iter().chain(2..rank).collect();
-    let form = form(m, channels, taps, positions);
-    if form == Form::Swapped && groups == 1 && !window.tiles() {
-        return Ok(swapped(b, x, dy, window, &swap));
-    }
-    if groups > 1 && channels == 1 {
-        return Ok(depthwise(b, x, dy, window, &target));
-    }
-    let framed = window.frame(b, x);
-    if form == Form::PerSample {
-        let columns = columns(b, framed, window, &[n, groups, channels, positions], 2);
-        let columns = b.transpose_last(columns);
-        let dy = b.reshape(dy, &[n, groups, m, positions]);
-        let each = b.matmul(dy, columns)?;
-        let sum = b.sum(each, &[0], false);
-        return Ok(gather_taps(b, sum, groups * m, channels, taps, &target));
-    }
-    let framed = b.transpose(framed, &swap);
-    let dy = b.transpose(dy, &swap);
-    let product = if groups == 1 {
-        let columns = columns(b, framed, window, &[channels, n * positions], 0);
-        let dy = b.reshape(dy, &[m, n * positions]);
-        linalg::gemm(b, dy, false, columns, true, 1.0)
-    } else {
-        let columns = columns(b, framed, window, &[groups, channels, n * positions], 1);
-        let columns = b.transpose_last(columns);
-        let dy = b.reshape(dy, &[groups, m, n * positions]);
-        b.matmul(dy, columns)?
+    let (per_sample, rows) = match form(b, x, dy, window, groups) {
+        Form::Swapped => return Ok(swapped(b, x, dy, window)),
+        Form::Depthwise => return Ok(depthwise(b, x, dy, window, &target)),
+        Form::Product { per_sample, rows } => (per_sample, rows),
     };
-    Ok(gather_taps(b, product, groups * m, channels, taps, &target))
-}
-
-/// The elements of every window, each viewed as `view` and joined along `axis`.
-fn columns(b: &mut Builder<'_>, framed: ValueId, window: &Window, view: &[usize], axis: usize) -> ValueId {
-    let parts: Vec<ValueId> = window.slices(b, framed).into_iter().map(|part| b.reshape(part, view)).collect();
-    b.concat(&parts, axis)
-}
-
-/// A weight from its elements in the order [M,K,C/g].
-fn gather_taps(
-    b: &mut Builder<'_>,
-    product: ValueId,
-    outputs: usize,
-    channels: usize,
-    taps: usize,
-    target: &[usize],
-) -> ValueId {
-    if taps > 1 {
-        let product = b.reshape(product, &[outputs, taps, channels]);
-        let product = b.transpose(product, &[0, 2, 1]);
-        return b.reshape(product, target);
+    let mut sum: Option<ValueId> = None;
+    for range in chunks(b, x, dy, window, per_sample, rows) {
+        let part = |b: &mut Builder<'_>, v| b.slice(v, &[0], &[range.start], &[range.end]);
+        let (x, dy) = (part(b, x), part(b, dy));
+        let product = if per_sample {
+            let (x, dy) = copies(b, x, dy, window, rows, 1)?;
+            let (x, dy) = (grouped(b, x, groups, 1), grouped(b, dy, groups, 1));
+            let x = b.transpose_last(x);
+            let each = b.matmul(dy, x)?;
+            b.sum(each, &[0], false)
+        } else {
+            // [M,N,…] from [N,M,…].
+            let swap: Vec<usize> = [1, 0].into_iter().chain(2..target.len()).collect();
+            let (x, dy) = (b.transpose(x, &swap), b.transpose(dy, &swap));
+            let (x, dy) = copies(b, x, dy, window, rows, 0)?;
+            let (x, dy) = (grouped(b, x, groups, 0), grouped(b, dy, groups, 0));
+            if groups == 1 {
+                linalg::gemm(b, dy, false, x, true, 1.0)
+            } else {
+                let x = b.transpose_last(x);
+                b.matmul(dy, x)?
+            }
+        };
+        sum = Some(match sum {
+            Some(sum) => b.add(sum, product)?,
+            None => product,
+        });
     }
-    b.reshape(product, target)
+    let mut dw = sum.ok_or_else(|| crate::Error::new("its input has no samples"))?;
+    if rows {
+        let (first, rest) = (window.kernel[0], window.taps() / window.kernel[0]);
+        dw = b.reshape(dw, &[outputs, first, channels, rest]);
+        dw = b.transpose(dw, &[0, 2, 1, 3]);
+    }
+    Ok(b.reshape(dw, &target))
+}
+
+/// Ranges of samples whose copies are small enough: per sample they then stay in the cache, and always they bound the memory.
+fn chunks(
+    b: &Builder<'_>,
+    x: ValueId,
+    dy: ValueId,
+    window: &Window,
+    per_sample: bool,
+    rows: bool,
+) -> Vec<std::ops::Range<usize>> {
+    let (n, m, c) = (b.shape(x)[0], b.shape(dy)[1], b.shape(x)[1]);
+    let (taps, positions) = (window.taps(), window.output.iter().product::<usize>());
+    let first = window.kernel[0];
+    let copied = match rows {
+        true => (first * m + taps / first * c) * window.input[0] * positions / window.output[0].max(1),
+        false if taps > 1 => taps * c * positions,
+        false => 0,
+    };
+    let limit: usize = if per_sample { 16 << 20 } else { 64 << 20 };
+    let count = (n * copied * b.dtype(x).width()).div_ceil(limit).clamp(1, n.max(1));
+    (0..count).map(|i| i * n / count..(i + 1) * n / count).filter(|r| !r.is_empty()).collect()
+}
+
+/// The factors of the product: [.., channels, copies, positions] of `x` and of `dy`, whose channels are dimension `axis`; with
+/// `axis` 0 the samples are part of the positions.
+fn copies(
+    b: &mut Builder<'_>,
+    x: ValueId,
+    dy: ValueId,
+    window: &Window,
+    rows: bool,
+    axis: usize,
+) -> Result<(ValueId, ValueId)> {
+    if !rows {
+        let framed = window.frame(b, x);
+        let parts = window.slices(b, framed);
+        return Ok((stack(b, &parts, axis), stack(b, &[dy], axis)));
+    }
+    // Row i of the copy of Ȳ for element t of the first dimension is the output that reads row i of X there.
+    let (first, size) = (window.begin[0] as i64, window.input[0]);
+    let down: Vec<ValueId> =
+        (0..window.kernel[0]).map(|t| b.shift(dy, 2, first - (t * window.dilations[0]) as i64, size)).collect();
+    let across = match window.kernel.len() {
+        2 if window.strides[1] == 1 => {
+            let start = |t: usize| (t * window.dilations[1]) as i64 - window.begin[1] as i64;
+            (0..window.kernel[1]).map(|t| b.shift(x, 3, start(t), window.output[1])).collect()
+        }
+        _ => {
+            let rest = window.without_first();
+            let framed = rest.frame(b, x);
+            rest.slices(b, framed)
+        }
+    };
+    Ok((stack(b, &across, axis), stack(b, &down, axis)))
+}
+
+/// `parts` as [.., channels, parts, positions], with the channels as dimension `axis`.
+fn stack(b: &mut Builder<'_>, parts: &[ValueId], axis: usize) -> ValueId {
+    let shape = b.shape(parts[0]);
+    let view = [&shape[..=axis], &[1, shape[axis + 1..].iter().product()]].concat();
+    let parts: Vec<ValueId> = parts.iter().map(|p| b.reshape(*p, &view)).collect();
+    b.concat(&parts, axis + 1)
+}
+
+/// [.., channels, copies, positions] as [.., groups, channels of a group · copies, positions], without a single group.
+fn grouped(b: &mut Builder<'_>, v: ValueId, groups: usize, axis: usize) -> ValueId {
+    let shape = b.shape(v).to_vec();
+    let rows = shape[axis] / groups * shape[axis + 1];
+    let mut view = shape[..axis].to_vec();
+    if groups > 1 {
+        view.push(groups);
+    }
+    view.extend([rows, shape[axis + 2]]);
+    b.reshape(v, &view)
 }
 
 /// W̄ [M,1,K…] of one input channel per group: a convolution in which each channel of each sample is a group of its own, then the
@@ -263,13 +340,52 @@ fn depthwise(b: &mut Builder<'_>, x: ValueId, dy: ValueId, window: &Window, targ
 }
 
 /// W̄ᵀ [C,M,K…] as the convolution of Xᵀ [C,N,D…] with Ȳᵀ [M,N,O…]; strides and dilations swap.
-fn swapped(b: &mut Builder<'_>, x: ValueId, dy: ValueId, window: &Window, swap: &[usize]) -> ValueId {
+fn swapped(b: &mut Builder<'_>, x: ValueId, dy: ValueId, window: &Window) -> ValueId {
+    let swap: Vec<usize> = [1, 0].into_iter().chain(2..b.rank(x)).collect();
     let framed = window.frame(b, x);
-    let framed = b.transpose(framed, swap);
-    let dy = b.transpose(dy, swap);
+    let framed = b.transpose(framed, &swap);
+    let dy = b.transpose(dy, &swap);
     // The frame ends where the last window does: exactly the kernel's size comes out.
     let mut shape = vec![b.shape(framed)[0], b.shape(dy)[0]];
     shape.extend(&window.kernel);
     let dw = emit(b, "Conv", framed, dy, &shape, &window.dilations, &window.strides, 1, attrs([]));
-    b.transpose(dw, swap)
+    b.transpose(dw, &swap)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{DType, Graph, Source};
+
+    fn form_of(n: usize, c: usize, m: usize, input: usize, kernel: usize, stride: usize, groups: usize) -> Form {
+        let pad = kernel / 2;
+        let output = (input + 2 * pad - kernel) / stride + 1;
+        let two = |v: usize| vec![v; 2];
+        let window = Window {
+            input: two(input),
+            output: two(output),
+            kernel: two(kernel),
+            strides: two(stride),
+            dilations: two(1),
+            begin: two(pad),
+            end: two(pad),
+        };
+        let mut graph = Graph::default();
+        let mut value = |shape: &[usize]| graph.add_value("v", Some(Type::new(DType::F32, shape)), Source::Node);
+        let (x, dy) = (value(&[n, c, input, input]), value(&[n, m, output, output]));
+        form(&Builder::new(&mut graph, "t"), x, dy, &window, groups)
+    }
+
+    #[test]
+    fn the_form_follows_the_measurements() {
+        let product = |per_sample, rows| Form::Product { per_sample, rows };
+        assert_eq!(form_of(128, 16, 16, 32, 3, 1, 1), product(true, true));
+        assert_eq!(form_of(128, 64, 64, 8, 3, 1, 1), product(false, true));
+        assert_eq!(form_of(128, 3, 16, 32, 3, 1, 1), product(true, false));
+        assert_eq!(form_of(128, 16, 32, 32, 3, 2, 1), product(true, false));
+        assert_eq!(form_of(128, 256, 512, 4, 1, 1, 1), product(false, false));
+        assert_eq!(form_of(16, 3, 64, 112, 7, 2, 1), Form::Swapped);
+        assert_eq!(form_of(128, 32, 32, 32, 3, 1, 32), product(true, true));
+        assert_eq!(form_of(128, 64, 64, 32, 3, 2, 64), Form::Depthwise);
+    }
 }

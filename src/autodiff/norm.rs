@@ -5,7 +5,8 @@
 use super::{Call, Cotangents};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{Attr, DType, Graph, Type, ValueId};
+use crate::ir::{Attr, DType, Graph, Node, Tensor, Type, ValueId};
+use std::collections::HashMap;
 
 /// Puts a value per channel into the shape [1,C,1,…] of rank `rank`, in type `dtype`.
 fn per_channel(b: &mut Builder<'_>, v: ValueId, rank: usize, dtype: DType) -> ValueId {
@@ -126,54 +127,116 @@ pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     Ok(vec![dx, dgain, dbias, dmean, dvariance])
 }
 
-/// Writes every BatchNormalization in training mode with a momentum of 0 as ReduceMean, the centred variance and a
-/// BatchNormalization in evaluation mode, which is faster on CPU and the only form that CUDA runs.
+/// Writes every BatchNormalization in training mode as ReduceMean, the centred variance and a BatchNormalization in evaluation
+/// mode, the only form that CUDA runs.
 ///
-/// Its three outputs (Y, mean, biased variance) stay the same values.
+/// Its outputs (Y, and the running mean and variance moved by 1 − momentum) stay the same values. ONNX Runtime's own kernel for
+/// CPU writes the moved statistics over the memory of the old ones, which a caller may have bound.
+///
+/// The gradient computed from such a node repeats X − μ; it reads what is computed here instead.
 ///
 /// # Errors
-/// When the graph is not concretized, or a mean is shared with running statistics (a momentum other than 0).
+/// When the graph is not concretized, or an input is missing.
 pub fn lower_batch_norm(graph: &mut Graph) -> Result<()> {
     graph.check_typed()?;
-    for node in std::mem::take(&mut graph.nodes) {
+    let mut shared = Shared::default();
+    for mut node in std::mem::take(&mut graph.nodes) {
         let training = node.is("BatchNormalization") && node.attrs.get("training_mode") == Some(&Attr::Int(1));
-        if !training {
+        shared.rename(&mut node);
+        if training {
+            lower(graph, &node, &mut shared).map_err(|e| node.blame(e))?;
+        } else if !shared.replaces(graph, &node) {
             graph.nodes.push(node);
-            continue;
         }
-        if node.attrs.get("momentum") != Some(&Attr::Float(0.0)) {
-            return Err(node.blame(Error::new("a batch normalization in training mode needs a momentum of 0")));
-        }
-        let missing = || node.blame(Error::new("an input or the first output is missing"));
-        let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Err(missing()) };
-        let mut b = Builder::new(graph, &node.name);
-        let axes: Vec<usize> = (0..b.rank(x)).filter(|a| *a != 1).collect();
-        let mean = b.mean(x, &axes, true);
-        let centred = b.sub(x, mean)?;
-        let square = b.square(centred)?;
-        let variance = b.mean(square, &axes, false);
-        let channels = b.shape(variance).to_vec();
-        let mean = b.reshape(mean, &channels);
-        let mut statistics = [mean, variance];
-        // The node's own values stand for the statistics: the node that made each of them makes these instead.
-        for (i, statistic) in statistics.iter_mut().enumerate() {
-            let Some(output) = node.output(i + 1) else { continue };
-            let dtype = b.dtype(output);
-            let made = b.cast(*statistic, dtype);
-            let maker = b.graph.nodes.iter_mut().rev().flat_map(|n| n.outputs.iter_mut()).find(|o| **o == Some(made));
-            if let Some(maker) = maker {
-                *maker = Some(output);
-            }
-            *statistic = output;
-        }
-        let mut lowered = node.clone();
-        lowered.attrs.remove("training_mode");
-        lowered.attrs.remove("momentum");
-        lowered.inputs = vec![Some(x), node.input(1), node.input(2), Some(statistics[0]), Some(statistics[1])];
-        lowered.outputs = vec![Some(y)];
-        graph.nodes.push(lowered);
     }
     graph.check_typed()
+}
+
+fn lower(graph: &mut Graph, node: &Node, shared: &mut Shared) -> Result<()> {
+    let missing = || Error::new("an input or the first output is missing");
+    let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Err(missing()) };
+    let momentum = match node.attrs.get("momentum") {
+        Some(Attr::Float(m)) => f64::from(*m),
+        _ => 0.9,
+    };
+    let mut b = Builder::new(graph, &node.name);
+    let Type { dtype, shape } = b.ty(x);
+    let axes: Vec<usize> = (0..shape.len()).filter(|a| *a != 1).collect();
+    let mut mean = b.mean(x, &axes, false);
+    mean = stand_for(&mut b, mean, node, 1, momentum)?;
+    let wide = per_channel(&mut b, mean, shape.len(), dtype);
+    let centred = b.sub(x, wide)?;
+    let square = b.square(centred)?;
+    let mut variance = b.mean(square, &axes, false);
+    variance = stand_for(&mut b, variance, node, 2, momentum)?;
+    shared.add(mean, wide, x, centred);
+    // X − μ in place of X: it can take X's memory, and the kernel does not subtract μγ/σ once more.
+    let dtype = b.dtype(mean);
+    let zero = b.constant(Tensor::full(dtype, &[shape[1]], 0.0));
+    let mut lowered = node.clone();
+    lowered.attrs.remove("training_mode");
+    lowered.attrs.remove("momentum");
+    lowered.inputs = vec![Some(centred), node.input(1), node.input(2), Some(zero), Some(variance)];
+    lowered.outputs = vec![Some(y)];
+    graph.nodes.push(lowered);
+    Ok(())
+}
+
+/// Makes output `slot` of `node` from the batch's `statistic`, and returns what holds the statistic.
+fn stand_for(b: &mut Builder<'_>, statistic: ValueId, node: &Node, slot: usize, momentum: f64) -> Result<ValueId> {
+    let Some(output) = node.output(slot) else { return Ok(statistic) };
+    let mut moved = statistic;
+    if momentum != 0.0 {
+        let running = node.input(slot + 2).ok_or_else(|| Error::new("a running statistic is missing"))?;
+        let dtype = b.dtype(running);
+        let share = b.cast(statistic, dtype);
+        let (kept, share) = (b.scale(running, momentum)?, b.scale(share, 1.0 - momentum)?);
+        moved = b.add(kept, share)?;
+    }
+    let dtype = b.dtype(output);
+    moved = b.cast(moved, dtype);
+    // The node that made the value makes the output instead.
+    let maker = b.graph.nodes.iter_mut().rev().flat_map(|n| n.outputs.iter_mut()).find(|o| **o == Some(moved));
+    let maker = maker.ok_or_else(|| Error::new("a statistic of the batch is not computed"))?;
+    *maker = Some(output);
+    Ok(if moved == statistic { output } else { statistic })
+}
+
+/// What lowering computes and the gradient computes again.
+#[derive(Default)]
+struct Shared {
+    /// From a mean [C] to it as [1,C,1,…].
+    wide: HashMap<ValueId, ValueId>,
+    /// From X and its mean to X − μ.
+    centred: HashMap<(ValueId, ValueId), ValueId>,
+    renamed: HashMap<ValueId, ValueId>,
+}
+
+impl Shared {
+    fn add(&mut self, mean: ValueId, wide: ValueId, x: ValueId, centred: ValueId) {
+        self.wide.insert(mean, wide);
+        self.centred.insert((x, wide), centred);
+    }
+
+    fn rename(&self, node: &mut Node) {
+        for v in node.inputs.iter_mut().flatten() {
+            *v = self.renamed.get(v).copied().unwrap_or(*v);
+        }
+    }
+
+    /// Whether the node computes what is known already.
+    fn replaces(&mut self, graph: &Graph, node: &Node) -> bool {
+        let (Some(first), Some(output)) = (node.input(0), node.output(0)) else { return false };
+        let known = match node.input(1) {
+            Some(_) if node.is("Reshape") => self.wide.get(&first),
+            Some(second) if node.is("Sub") => self.centred.get(&(first, second)),
+            _ => None,
+        };
+        let same = |v: &&ValueId| graph[**v].ty == graph[output].ty && !graph.outputs.contains(&output);
+        let Some(known) = known.filter(same).copied() else { return false };
+        self.renamed.insert(output, known);
+        true
+    }
 }
 
 /// What every normalization over the axes of one sample has in common.

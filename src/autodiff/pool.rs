@@ -55,21 +55,26 @@ pub fn max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 
 /// Y = Σ of each window/n: X̄ sums Ȳ/n over the windows an element is in; n is the size of the window, without its elements in
 /// the padding unless `count_include_pad`; ONNX AveragePool-19.
-///
-/// Beyond the padding, where only `ceil_mode` reaches, nothing counts.
 pub fn average_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let (x, dy) = (c.x(0)?, c.dy()?);
     let window = window(b, c)?;
     let padding = c.attrs.flag("count_include_pad", false)?;
     let Type { dtype, shape } = b.ty(x);
     let rank = window.kernel.len();
-    let share = shares(&window, padding);
     let view = [&[1, 1], window.output.as_slice()].concat();
-    let share = Tensor::from_f64(dtype, &view, &share);
-    let share = match share.uniform() {
+    // 1/#elements of X in each window.
+    let share = Tensor::from_f64(dtype, &view, &shares(&window));
+    let mut share = match share.uniform() {
         Some(share) => b.scalar(share, dtype),
         None => b.constant(share),
     };
+    let padded = |i: usize| window.begin[i] + window.end[i] > 0 || window.reach(i) > window.input[i];
+    if padding && (0..rank).any(padded) {
+        // The pooling of ones is that number over n, whatever the runtime counts (ONNX Runtime 1.23 and 1.32 differ).
+        let ones = b.constant(Tensor::full(dtype, &[&[1, 1], window.input.as_slice()].concat(), 1.0));
+        let ratio = b.op("AveragePool", &[ones], c.node.attrs.clone(), Type::new(dtype, &view));
+        share = b.mul(ratio, share)?;
+    }
     let dy = b.mul(dy, share)?;
     if window.tiles() {
         // [N,C,O₁,1,O₂,1,…] repeated to [N,C,O₁,K₁,O₂,K₂,…]
@@ -92,15 +97,12 @@ pub fn average_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     Ok(vec![Some(b.reshape(dx, &shape))])
 }
 
-/// 1/n for every window, in row-major order.
-fn shares(window: &Window, padding: bool) -> Vec<f64> {
+/// 1/#elements of X in every window, in row-major order.
+fn shares(window: &Window) -> Vec<f64> {
     let count = |i: usize, o: usize| {
-        let (low, high) = match padding {
-            true => (0, window.begin[i] + window.input[i] + window.end[i]),
-            false => (window.begin[i], window.begin[i] + window.input[i]),
-        };
+        let inside = window.begin[i]..window.begin[i] + window.input[i];
         let place = |t: usize| o * window.strides[i] + t * window.dilations[i];
-        (0..window.kernel[i]).filter(|t| (low..high).contains(&place(*t))).count()
+        (0..window.kernel[i]).filter(|t| inside.contains(&place(*t))).count()
     };
     let mut shares = vec![1.0];
     for i in 0..window.kernel.len() {

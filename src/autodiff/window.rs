@@ -91,6 +91,20 @@ impl Window {
         Ok(Self { input, output, kernel, strides, dilations, begin, end })
     }
 
+    /// The same along all dimensions but the first.
+    pub fn without_first(&self) -> Self {
+        let rest = |v: &[usize]| v[1..].to_vec();
+        Self {
+            input: rest(&self.input),
+            output: rest(&self.output),
+            kernel: rest(&self.kernel),
+            strides: rest(&self.strides),
+            dilations: rest(&self.dilations),
+            begin: rest(&self.begin),
+            end: rest(&self.end),
+        }
+    }
+
     /// Places from the first to the last element of one window.
     pub fn extent(&self, i: usize) -> usize {
         self.dilations[i] * (self.kernel[i] - 1) + 1

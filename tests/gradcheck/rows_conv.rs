@@ -87,6 +87,53 @@ pub fn rows() -> Vec<Row> {
             .list("dilations", &[2, 1]),
         row("Conv", "depthwise, two outputs each").x(&[2, 3, 5, 5]).x(&[6, 1, 3, 3]).int("group", 3),
         row("Conv", "depthwise, 1-D").x(&[2, 3, 8]).x(&[3, 1, 3]).int("group", 3).list("pads", &[1, 1]),
+        row("Conv", "depthwise, many positions")
+            .x(&[2, 3, 17, 16])
+            .x(&[3, 1, 3, 2])
+            .int("group", 3)
+            .list("dilations", &[2, 1])
+            .list("pads", &[2, 1, 1, 0]),
+        row("Conv", "few outputs").x(&[2, 5, 6, 5]).x(&[2, 5, 3, 2]).list("pads", &[2, 0, 1, 1]),
+        row("Conv", "few outputs, one stride")
+            .x(&[2, 5, 6, 7])
+            .x(&[2, 5, 3, 3])
+            .list("strides", &[1, 2])
+            .list("dilations", &[2, 1])
+            .list("pads", &[2, 0, 1, 1]),
+        row("Conv", "few outputs, padding alone in some rows")
+            .x(&[2, 4, 1, 6])
+            .x(&[2, 4, 5, 3])
+            .list("pads", &[2, 1, 2, 1]),
+        row("Conv", "few outputs, 1-D").x(&[2, 6, 7]).x(&[2, 6, 3]).list("pads", &[1, 0]),
+        row("Conv", "few outputs, 3-D")
+            .x(&[1, 5, 4, 5, 3])
+            .x(&[2, 5, 3, 2, 2])
+            .list("strides", &[1, 2, 1])
+            .list("pads", &[1, 0, 1, 1, 1, 0]),
+        row("Conv", "few outputs, groups")
+            .x(&[2, 8, 8, 8])
+            .x(&[4, 4, 3, 3])
+            .int("group", 2)
+            .list("pads", &[1, 1, 1, 1]),
+        row("Conv", "few outputs, groups, many channels")
+            .x(&[2, 24, 2, 3])
+            .x(&[16, 12, 3, 3])
+            .int("group", 2)
+            .list("pads", &[1, 1, 1, 1]),
+        row("Conv", "few inputs").x(&[2, 2, 6, 5]).x(&[5, 2, 3, 2]).list("pads", &[1, 0, 2, 1]),
+        row("Conv", "7×7, strides")
+            .x(&[2, 2, 9, 12])
+            .x(&[3, 2, 7, 7])
+            .list("strides", &[2, 3])
+            .list("pads", &[3, 3, 3, 2]),
+        row("Conv", "7×7, dilations")
+            .x(&[1, 2, 15, 14])
+            .x(&[4, 2, 7, 7])
+            .list("strides", &[2, 2])
+            .list("dilations", &[2, 1])
+            .list("pads", &[1, 2, 3, 0]),
+        // Large enough for the samples to be taken in two parts.
+        row("Conv", "two parts").x(&[3, 16, 128, 128]).x(&[16, 16, 3, 3]).list("pads", &[1, 1, 1, 1]),
         row("Conv", "constant weight").x(&[1, 1, 3, 3]).floats(&[1, 1, 2, 2], &[1., 2., 3., 4.]),
         row("ConvTranspose", "groups")
             .x(&[2, 4, 4, 3])
