@@ -27,8 +27,7 @@ fn name(model: &Model) -> String {
 
 fn untied(model: &Model) -> (Graph, Vec<Untied>) {
     let mut graph = model.graph.clone();
-    let in_file: HashSet<&str> = model.proto.graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
-    let untied = untie(&mut graph, &|n| in_file.contains(n));
+    let untied = untie(&mut graph, model);
     (graph, untied)
 }
 

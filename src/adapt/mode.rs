@@ -99,11 +99,5 @@ fn set_dropout(graph: &mut Graph, i: usize, mode: Mode) -> Result<()> {
 
 /// Values computed from the graph's inputs.
 pub(crate) fn depends_on_inputs(graph: &Graph) -> HashSet<ValueId> {
-    let mut set: HashSet<ValueId> = graph.inputs.iter().copied().collect();
-    for node in &graph.nodes {
-        if node.inputs.iter().flatten().any(|v| set.contains(v)) {
-            set.extend(node.outputs.iter().flatten());
-        }
-    }
-    set
+    graph.downstream(graph.inputs.iter().copied(), |_| true)
 }

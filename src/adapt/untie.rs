@@ -2,6 +2,7 @@
 //! them apart again.
 
 use crate::ir::{Graph, NodeId, Source, ValueId};
+use crate::onnx::Model;
 use std::collections::HashSet;
 
 /// A parameter that got its own tensor; export gives it its own initializer.
@@ -20,9 +21,13 @@ pub struct Untied {
 /// Splits parameters and statistics that several nodes read and whose elements are all equal; those with varied elements are
 /// real ties and stay. `Identity` nodes between a parameter and its readers are removed.
 ///
-/// Readers that are not nodes of the file itself (`is_in_file`, by the name of an output; bodies of functions are not) keep the
-/// merged tensor.
-pub fn untie(graph: &mut Graph, is_in_file: &dyn Fn(&str) -> bool) -> Vec<Untied> {
+/// Readers that are not nodes of `model`'s file itself (those in bodies of functions are not) keep the merged tensor.
+pub fn untie(graph: &mut Graph, model: &Model) -> Vec<Untied> {
+    let in_file: HashSet<&str> = model.proto.graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+    split(graph, &|name| in_file.contains(name))
+}
+
+fn split(graph: &mut Graph, is_in_file: &dyn Fn(&str) -> bool) -> Vec<Untied> {
     let mut untied = Vec::new();
     for v in graph.value_ids().collect::<Vec<_>>() {
         let (Source::Param(tensor) | Source::Stat(tensor)) = &graph[v].source else { continue };
@@ -117,7 +122,7 @@ mod tests {
     #[test]
     fn equal_elements_are_an_accident_and_get_one_tensor_per_reader() {
         let mut g = graph(Tensor::full(DType::F32, &[2], 0.0));
-        let untied = untie(&mut g, &|_| true);
+        let untied = split(&mut g, &|_| true);
         assert_eq!(untied.len(), 2);
         assert_eq!(untied[1].name, "layer.bias");
         assert_eq!(untied[1].through, ["layer.bias"]);
@@ -128,7 +133,7 @@ mod tests {
     #[test]
     fn varied_elements_are_a_real_tie() {
         let mut g = graph(Tensor::from_f64(DType::F32, &[2], &[1.0, 2.0]));
-        assert!(untie(&mut g, &|_| true).is_empty());
+        assert!(split(&mut g, &|_| true).is_empty());
         assert_eq!(g.params().len(), 2);
         assert!(g.nodes.iter().all(|n| n.is("Add")));
     }

@@ -22,8 +22,8 @@ pub use norm::lower_batch_norm;
 pub use rule::{Call, Cotangents, Rule};
 
 use crate::builder::Builder;
-use crate::error::{Error, Result};
-use crate::ir::{Graph, Node, Source, ValueId};
+use crate::error::Result;
+use crate::ir::{Graph, Source, Value, ValueId};
 use std::collections::{HashMap, HashSet};
 use table::Entry;
 
@@ -37,7 +37,7 @@ use table::Entry;
 pub fn differentiate(graph: &mut Graph, seeds: &[(ValueId, ValueId)], wrt: &[ValueId]) -> Result<Vec<Option<ValueId>>> {
     graph.check_typed()?;
     let forward = graph.nodes.len();
-    let needed = depends_on(graph, wrt);
+    let needed = graph.downstream(wrt.iter().copied(), Value::carries_gradient);
     let mut cotangents: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
     for (output, seed) in seeds {
         cotangents.entry(*output).or_default().push(*seed);
@@ -96,23 +96,4 @@ fn total(
     }
     *parts = vec![sum];
     Ok(Some(sum))
-}
-
-/// Values that depend on any of `wrt` through floating point values.
-fn depends_on(graph: &Graph, wrt: &[ValueId]) -> HashSet<ValueId> {
-    let mut set: HashSet<ValueId> = wrt.iter().copied().collect();
-    for node in &graph.nodes {
-        if node.inputs.iter().flatten().any(|v| set.contains(v)) {
-            let float = |v: &&ValueId| graph[**v].ty.as_ref().is_none_or(|t| t.dtype.is_float());
-            set.extend(node.outputs.iter().flatten().filter(float));
-        }
-    }
-    set
-}
-
-/// The nodes that depend on `wrt` and have no table entry, each as the error that differentiating it would give.
-pub fn missing_rules(graph: &Graph, wrt: &[ValueId]) -> Vec<Error> {
-    let needed = depends_on(graph, wrt);
-    let on_path = |n: &&Node| n.outputs.iter().flatten().any(|v| needed.contains(v));
-    graph.nodes.iter().filter(on_path).filter_map(|n| table::find(n).err().map(|e| n.blame(e))).collect()
 }

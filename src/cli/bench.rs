@@ -1,5 +1,6 @@
 //! `bisam bench`: median step time, peak memory, time per stage.
 
+use super::inspect::dimension;
 use super::{Global, StepArgs};
 use crate::adapt::untie;
 use crate::engine::Program;
@@ -29,11 +30,6 @@ pub struct Args {
     dims: Vec<(String, usize)>,
 }
 
-fn dimension(text: &str) -> std::result::Result<(String, usize), String> {
-    let (name, size) = text.split_once('=').ok_or("expected NAME=SIZE")?;
-    Ok((name.into(), size.parse().map_err(|_| "expected a number after =")?))
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -45,7 +41,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
-    untie(&mut graph, &|_| true);
+    untie(&mut graph, &model);
     let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
     let prepared = prepare(&graph, &sizes, None, &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;

@@ -35,7 +35,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
-    untie(&mut graph, &|_| true);
+    untie(&mut graph, &model);
     let prepared = prepare(&graph, &Sizes::batch(args.batch), None, &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));

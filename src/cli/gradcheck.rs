@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::onnx::import;
 use crate::step::check::{Check, Row, Verdict};
 use crate::trace::Sizes;
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Width of a name in the table.
@@ -54,9 +53,8 @@ fn mode(text: &str) -> Result<Mode> {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let engine = global.engine()?;
-    let in_file: HashSet<&str> = model.proto.graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
     let mut graph = model.graph.clone();
-    untie(&mut graph, &|name| in_file.contains(name));
+    untie(&mut graph, &model);
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
     let check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
     let (mut gradient, mut logits) = (engine.compile(&check.gradient)?, engine.compile(&check.logits)?);

@@ -5,7 +5,6 @@ use crate::adapt::untie;
 use crate::error::Result;
 use crate::export::{fresh, with_values};
 use crate::onnx::{import, save};
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Arguments of `init`.
@@ -28,9 +27,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
-    let outputs = model.proto.graph.node.iter().flat_map(|n| n.output.iter());
-    let in_file: HashSet<&str> = outputs.map(String::as_str).collect();
-    let untied = untie(&mut graph, &|name| in_file.contains(name));
+    let untied = untie(&mut graph, &model);
     let values = fresh(&graph, args.seed);
     save(&with_values(&model, &untied, &values)?, &args.output)?;
     let elements: usize = graph.params().iter().filter_map(|v| graph.param(*v)).map(|t| t.len()).sum();

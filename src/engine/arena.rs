@@ -3,7 +3,7 @@
 use super::session::{Device, Engine, Session};
 use super::{Binding, ort_error};
 use crate::error::{Error, Result};
-use crate::ir::{DType, Type};
+use crate::ir::{DType, Dim, Graph, Type};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use std::alloc::{Layout as HostLayout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
@@ -273,18 +273,7 @@ impl Buffer {
 
 /// `to = Identity(from)` over bytes.
 fn copy_model() -> Result<Vec<u8>> {
-    use crate::ir::{Attrs, Declared, Dim, Graph, Node, Source};
-    let mut g = Graph::default();
-    g.name.push_str("copy");
-    g.opsets.insert(String::new(), 18);
-    let dims = Some(vec![Dim::Symbol("bytes".into())]);
-    let from = g.add_value("from", None, Source::Input(Declared { dtype: DType::U8, dims }));
-    let to = g.add_value("to", None, Source::Node);
-    let (inputs, outputs) = (vec![Some(from)], vec![Some(to)]);
-    let (name, domain, op, attrs) = ("copy".into(), String::new(), "Identity".into(), Attrs::new());
-    g.nodes.push(Node { name, domain, op, inputs, outputs, attrs });
-    g.inputs.push(from);
-    g.outputs.push(to);
+    let g = Graph::of_one_node("Identity", ["from", "to"], DType::U8, Dim::Symbol("bytes".into()), 18);
     crate::trace::encode(&crate::onnx::emit(&g, crate::onnx::Weights::Inputs))
 }
 

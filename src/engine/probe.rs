@@ -3,7 +3,7 @@
 use super::library::take_log;
 use super::{Engine, Memory};
 use crate::error::{Error, Result};
-use crate::ir::{Attrs, DType, Declared, Dim, Graph, Node, Source};
+use crate::ir::{DType, Dim, Graph};
 use crate::onnx::{Weights, emit};
 use crate::trace::encode;
 
@@ -51,16 +51,7 @@ pub fn usable(engine: &Engine) -> Result<()> {
 }
 
 fn reads(engine: &Engine, formats: Accepted) -> Result<bool> {
-    let mut graph = Graph::default();
-    graph.name.push_str("probe");
-    graph.opsets.insert(String::new(), formats.opset);
-    let dims = Some(vec![Dim::Fixed(1)]);
-    let x = graph.add_value("x", None, Source::Input(Declared { dtype: DType::F32, dims }));
-    let y = graph.add_value("y", None, Source::Node);
-    let (name, domain, op) = ("probe".to_owned(), String::new(), "Relu".to_owned());
-    graph.nodes.push(Node { name, domain, op, inputs: vec![Some(x)], outputs: vec![Some(y)], attrs: Attrs::new() });
-    graph.inputs.push(x);
-    graph.outputs.push(y);
+    let graph = Graph::of_one_node("Relu", ["x", "y"], DType::F32, Dim::Fixed(1), formats.opset);
     let mut model = emit(&graph, Weights::Inputs);
     model.ir_version = formats.ir_version;
     let accepted = engine.compile_model(&encode(&model)?).is_ok();

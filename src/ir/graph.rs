@@ -2,7 +2,7 @@
 
 use super::{Attrs, DType, Tensor};
 use crate::error::{Error, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Index of a value in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +150,20 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// `output = op(input)` over a vector of length `len`, in operator set `opset`.
+    pub fn of_one_node(op: &str, [input, output]: [&str; 2], dtype: DType, len: Dim, opset: i64) -> Self {
+        let mut graph = Self::default();
+        op.clone_into(&mut graph.name);
+        graph.opsets.insert(String::new(), opset);
+        let x = graph.add_value(input, None, Source::Input(Declared { dtype, dims: Some(vec![len]) }));
+        let y = graph.add_value(output, None, Source::Node);
+        let (name, domain, attrs) = (op.to_owned(), String::new(), Attrs::new());
+        graph.nodes.push(Node { name, domain, op: op.into(), inputs: vec![Some(x)], outputs: vec![Some(y)], attrs });
+        graph.inputs.push(x);
+        graph.outputs.push(y);
+        graph
+    }
+
     /// Adds a value. A name that is taken gets a number appended.
     pub fn add_value(&mut self, name: &str, ty: Option<Type>, source: Source) -> ValueId {
         let id = ValueId(self.values.len() as u32);
@@ -258,6 +272,21 @@ impl Graph {
         map
     }
 
+    /// The values of `from` and what is computed from them, through values that `through` lets pass.
+    pub fn downstream(
+        &self,
+        from: impl IntoIterator<Item = ValueId>,
+        through: impl Fn(&Value) -> bool,
+    ) -> HashSet<ValueId> {
+        let mut set: HashSet<ValueId> = from.into_iter().collect();
+        for node in &self.nodes {
+            if node.inputs.iter().flatten().any(|v| set.contains(v)) {
+                set.extend(node.outputs.iter().flatten().filter(|v| through(&self[**v])));
+            }
+        }
+        set
+    }
+
     /// Makes every reader of `from`, and the graph's outputs, read `to` instead.
     pub fn replace(&mut self, from: ValueId, to: ValueId) {
         let inputs = self.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten());
@@ -285,6 +314,13 @@ impl Graph {
         }
         let mut keep = keep.into_iter();
         self.nodes.retain(|_| keep.next().unwrap_or(false));
+    }
+}
+
+impl Value {
+    /// Whether a gradient can flow through it: it is of a float type, as far as is known.
+    pub fn carries_gradient(&self) -> bool {
+        self.ty.as_ref().is_none_or(|t| t.dtype.is_float())
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Prepared, Preset, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
 use crate::autodiff::table;
 use crate::error::{Error, Result};
-use crate::ir::{Attr, Declared, Dim, Graph, Node, Source, ValueId};
+use crate::ir::{Attr, Declared, Dim, Graph, Node, Source, Value, ValueId};
 use crate::onnx::{Model, Role};
 use crate::trace::{Evaluator, Sizes};
 use serde::Serialize;
@@ -179,10 +179,8 @@ pub struct Inspection<'a> {
 impl<'a> Inspection<'a> {
     /// Unties and concretizes the model; a failure becomes a problem of the report.
     pub fn new(model: &'a Model, sizes: &Sizes, run: Result<&dyn Evaluator>) -> Self {
-        let in_file: HashSet<&str> =
-            model.proto.graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
         let mut graph = model.graph.clone();
-        let untied = untie(&mut graph, &|name| in_file.contains(name));
+        let untied = untie(&mut graph, model);
         let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, None, run)) {
             Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
             Err(e) => (graph, None, Some(e)),
@@ -348,17 +346,9 @@ impl<'a> Inspection<'a> {
 
     /// For every node, whether a trained parameter reaches it.
     fn on_path(&self) -> Vec<bool> {
-        let mut reached: HashSet<ValueId> = self.graph.params().into_iter().collect();
-        let mut on_path = Vec::with_capacity(self.graph.nodes.len());
-        for node in &self.graph.nodes {
-            let on = node.inputs.iter().flatten().any(|v| reached.contains(v));
-            if on {
-                let float = |v: &&ValueId| self.graph[**v].ty.as_ref().is_none_or(|t| t.dtype.is_float());
-                reached.extend(node.outputs.iter().flatten().filter(float));
-            }
-            on_path.push(on);
-        }
-        on_path
+        let reached = self.graph.downstream(self.graph.params(), Value::carries_gradient);
+        let on = |n: &Node| n.inputs.iter().flatten().any(|v| reached.contains(v));
+        self.graph.nodes.iter().map(on).collect()
     }
 
     /// One node with what it reads and what reads it; `name` is the node's or one of its outputs'.

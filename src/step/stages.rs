@@ -83,6 +83,17 @@ pub fn prepare(graph: &Graph, sizes: &Sizes, output: Option<&str>, run: &dyn Eva
     Ok(Prepared { graph, logits })
 }
 
+impl Prepared {
+    /// Name and type of the model's inputs.
+    ///
+    /// # Errors
+    /// A graph that is not concretized.
+    pub fn inputs(&self) -> Result<Vec<(String, Type)>> {
+        let graph = &self.graph;
+        graph.inputs.iter().map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect()
+    }
+}
+
 /// One parameter as the stages see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
@@ -135,8 +146,7 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     let mut graph = prepared.graph.clone();
     let norms = set_mode(&mut graph, Mode::Train)?;
     let classes = graph.ty(prepared.logits)?.shape[1];
-    let inputs =
-        graph.inputs.iter().map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect::<Result<_>>()?;
+    let inputs = prepared.inputs()?;
     for v in graph.params() {
         let dtype = graph.ty(v)?.dtype;
         if dtype != DType::F32 {
@@ -275,6 +285,14 @@ fn keep_statistics(graph: &mut Graph, moved: &[StatSlot]) {
             graph.set_source(v, Source::Constant(t));
         }
     }
+}
+
+/// The `eval` stage with the file's own weights in it: batch → logits. Nothing is differentiated, so any model that runs has one.
+///
+/// # Errors
+/// A graph that is not concretized.
+pub fn evaluation_stage(prepared: &Prepared) -> Result<Graph> {
+    eval_stage(prepared, &[], &[])
 }
 
 fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Result<Graph> {

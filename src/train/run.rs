@@ -8,16 +8,17 @@ use crate::data::{
     Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
     image_size, open,
 };
-use crate::engine::program::{Evaluation, State};
+use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
 use crate::export::export;
-use crate::ir::{Graph, Tensor};
+use crate::ir::{Graph, Tensor, Type};
 use crate::onnx::{Model, import, save};
+use crate::step::stages::evaluation_stage;
 use crate::step::{Stages, build, prepare};
 use crate::trace::Sizes;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -111,14 +112,13 @@ pub fn train(
     recipe.validate()?;
     let model = import(&recipe.model)?;
     let mut graph = model.graph.clone();
-    let main: HashSet<&str> = model.proto.graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)).collect();
     if let Some(classes) = recipe.num_classes
         && replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed)
             .map_err(|e| e.in_file(&model.path))?
     {
         observer.note(&format!("the head was replaced by one of {classes} classes"));
     }
-    let untied = untie(&mut graph, &|name| main.contains(name));
+    let untied = untie(&mut graph, &model);
     freeze(&mut graph, &recipe.parameters)?;
     let prepared = prepare(&graph, &Sizes::batch(recipe.batch_size), recipe.output.as_deref(), engine)
         .map_err(|e| e.in_file(&model.path))?;
@@ -215,7 +215,7 @@ pub fn train(
             samples_per_second: samples / epoch_start.elapsed().as_secs_f64(),
         };
         if let Some(valid) = &data.valid {
-            let (loss, accuracy) = measure(&program, &mut evaluation, valid, stages.classes)?;
+            let (loss, accuracy) = measure(valid, stages.classes, |b| program.evaluate(&mut evaluation, b))?;
             (report.valid_loss, report.valid_accuracy) = (Some(loss), Some(accuracy));
             if position.best.is_none_or(|(b, _)| accuracy > b) {
                 position.best = Some((accuracy, position.epoch));
@@ -240,7 +240,7 @@ pub fn train(
         save(&exported(&model, &untied, &stages, &last)?, &out.join("model.onnx"))?;
     }
     let test = match &data.test {
-        Some(test) => Some(measure(&program, &mut evaluation, test, stages.classes)?),
+        Some(test) => Some(measure(test, stages.classes, |b| program.evaluate(&mut evaluation, b))?),
         None => None,
     };
     let summary = Summary {
@@ -271,13 +271,17 @@ fn bytes(batch: &Batch) -> Vec<&[u8]> {
     batch.inputs.iter().map(crate::data::Buffer::bytes).collect()
 }
 
-/// Mean cross-entropy and accuracy over a loader that pads its last batch.
-fn measure(program: &Program, evaluation: &mut Evaluation, loader: &Loader, classes: usize) -> Result<(f64, f64)> {
+/// Mean cross-entropy and accuracy over a loader that pads its last batch; `logits` gives those of a batch, row by row.
+fn measure(
+    loader: &Loader,
+    classes: usize,
+    mut logits: impl FnMut(&[&[u8]]) -> Result<Vec<f32>>,
+) -> Result<(f64, f64)> {
     let (mut loss, mut correct, mut samples) = (0.0, 0usize, 0usize);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
-        let logits = program.evaluate(evaluation, &bytes(&batch))?;
-        for (row, label) in logits.chunks(classes).zip(&batch.labels).take(batch.len) {
+        let rows = logits(&bytes(&batch))?;
+        for (row, label) in rows.chunks(classes).zip(&batch.labels).take(batch.len) {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
             loss += sum.ln() + f64::from(max - row[*label as usize]);
@@ -320,13 +324,13 @@ struct Data {
 }
 
 /// The model's inputs as the loader fills them.
-fn input_specs(stages: &Stages) -> Vec<InputSpec> {
-    stages.inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
+fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
+    inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
-fn open_data(data: &str, stages: &Stages) -> Result<Splits> {
+fn open_data(data: &str, inputs: &[(String, Type)]) -> Result<Splits> {
     let spec: Spec = data.parse()?;
-    open(&spec, stages.inputs.first().and_then(|(_, ty)| image_size(ty)))
+    open(&spec, inputs.first().and_then(|(_, ty)| image_size(ty)))
 }
 
 fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
@@ -336,7 +340,7 @@ fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
 
 impl Data {
     fn open(recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
-        let mut splits = open_data(&recipe.data, stages)?;
+        let mut splits = open_data(&recipe.data, &stages.inputs)?;
         splits.split_validation(recipe.valid, recipe.seed)?;
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
@@ -345,7 +349,7 @@ impl Data {
             let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
             observer.note(&format!("{changed} training labels were replaced"));
         }
-        let inputs = input_specs(stages);
+        let inputs = input_specs(&stages.inputs);
         let normalization = match (&recipe.normalization, &splits.train.samples) {
             (Some(given), Samples::Images(_)) => Some(given.clone()),
             (None, Samples::Images(images)) => {
@@ -411,26 +415,33 @@ pub fn evaluate_model(
     batch_size: usize,
 ) -> Result<(f64, f64, usize)> {
     let prepared = prepare(graph, &Sizes::batch(batch_size), None, engine)?;
-    let options = crate::step::StepOptions { momentum: 0.0, ..Default::default() };
-    let stages = build(&prepared, &options)?;
-    let splits = open_data(data, &stages)?;
+    let types = prepared.inputs()?;
+    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
+    let splits = open_data(data, &types)?;
     let set = match split {
         "train" => Some(splits.train),
         "valid" => splits.valid,
         _ => splits.test,
     };
     let set = set.ok_or_else(|| Error::new(format!("{data} has no {split} split")))?;
-    check_labels(&set, stages.classes)?;
+    check_labels(&set, classes)?;
     let n = set.len();
-    let inputs = input_specs(&stages);
+    let inputs = input_specs(&types);
     let normalization = match (&set.samples, normalization) {
         (Samples::Images(images), None) => Some(Normalization::compute(images, Fit::new(images, &inputs[0])?.channels)),
         (Samples::Images(_), given) => given,
         (Samples::Arrays(_), _) => None,
     };
     let loader = evaluation_loader(set, &inputs, normalization, batch_size)?;
-    let program = Program::new(engine, &stages, &options)?;
-    let mut evaluation = program.evaluation(&stages)?;
-    let (loss, accuracy) = measure(&program, &mut evaluation, &loader, stages.classes)?;
+    let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
+    let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
+    let (loss, accuracy) = measure(&loader, classes, |batch| {
+        let mut tensors = Vec::with_capacity(types.len());
+        for (((name, ty), bytes), _) in types.iter().zip(batch).zip(&known).filter(|(_, known)| **known) {
+            tensors.push((name.as_str(), Tensor::from_bytes(ty.dtype, &ty.shape, bytes.to_vec())?));
+        }
+        let given: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        Ok(session.run(&given)?.first().map(Tensor::to_f32).unwrap_or_default())
+    })?;
     Ok((loss, accuracy, n))
 }

@@ -1,17 +1,13 @@
 //! Runs models of the gradient checks.
 
+use crate::common::engine;
 use bisam::Result;
-use bisam::engine::{Device, Engine, Session};
+use bisam::engine::Session;
 use bisam::ir::{Graph, Tensor};
 use bisam::onnx::{Weights, emit};
 use bisam::trace::Evaluator;
 use onnx_protobuf::Message;
 use std::sync::Mutex;
-
-/// The engine every test shares.
-pub fn engine() -> Engine {
-    Engine::new(None, None, Device::Cpu).expect("run `make setup` first")
-}
 
 /// A compiled graph.
 pub struct Compiled(Mutex<Session>);
