@@ -32,8 +32,13 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let beside = args.model.with_file_name("recipe.toml");
     let normalization = if beside.exists() { Recipe::load(&beside)?.normalization } else { None };
+    let mut note = |text: &str| {
+        if !global.quiet {
+            eprintln!("note: {text}");
+        }
+    };
     let (loss, accuracy, samples) =
-        evaluate_model(&engine, &model.graph, &args.data, &args.split, normalization, args.batch_size)?;
+        evaluate_model(&engine, &model.graph, &args.data, &args.split, normalization, args.batch_size, &mut note)?;
     let value = json!({"split": args.split, "samples": samples, "accuracy": accuracy, "loss": loss});
     let text = format!("{} accuracy {:.2} % ({samples} samples), loss {loss:.4}", args.split, accuracy * 100.0);
     global.print(&value, &text);

@@ -1,7 +1,7 @@
 //! `bisam train`.
 
 use super::{Global, StepArgs};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::export::verify;
 use crate::train::schedule::{Schedule, Unit};
 use crate::train::{EpochReport, Observer, Recipe, StepReport, train};
@@ -132,7 +132,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = args.recipe()?;
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
-    std::fs::create_dir_all(&out).file(&out)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {

@@ -402,7 +402,10 @@ fn evaluation_loader(
     Loader::new(Arc::new(set), inputs.to_vec(), normalization, options)
 }
 
-/// Cross-entropy and accuracy of a model on one split (`train`, `valid` or `test`) of a data set.
+/// Cross-entropy, accuracy and number of samples of a model on one split (`train`, `valid` or `test`) of a data set.
+///
+/// Without a `normalization`, images are normalized by the statistics of the training split. `note` is told how the data was
+/// made to fit the model.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a split that is not there.
@@ -413,11 +416,18 @@ pub fn evaluate_model(
     split: &str,
     normalization: Option<Normalization>,
     batch_size: usize,
+    note: &mut dyn FnMut(&str),
 ) -> Result<(f64, f64, usize)> {
     let prepared = prepare(graph, &Sizes::batch(batch_size), None, engine)?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let splits = open_data(data, &types)?;
+    let inputs = input_specs(&types);
+    let normalization = match (&splits.train.samples, normalization) {
+        (Samples::Images(images), None) => Some(Normalization::compute(images, Fit::new(images, &inputs[0])?.channels)),
+        (Samples::Images(_), given) => given,
+        (Samples::Arrays(_), _) => None,
+    };
     let set = match split {
         "train" => Some(splits.train),
         "valid" => splits.valid,
@@ -426,13 +436,8 @@ pub fn evaluate_model(
     let set = set.ok_or_else(|| Error::new(format!("{data} has no {split} split")))?;
     check_labels(&set, classes)?;
     let n = set.len();
-    let inputs = input_specs(&types);
-    let normalization = match (&set.samples, normalization) {
-        (Samples::Images(images), None) => Some(Normalization::compute(images, Fit::new(images, &inputs[0])?.channels)),
-        (Samples::Images(_), given) => given,
-        (Samples::Arrays(_), _) => None,
-    };
     let loader = evaluation_loader(set, &inputs, normalization, batch_size)?;
+    loader.notes().iter().for_each(|n| note(n));
     let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
     let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
     let (loss, accuracy) = measure(&loader, classes, |batch| {
