@@ -5,12 +5,12 @@ use crate::snapshot;
 use bisam::ir::Graph;
 use bisam::onnx::import;
 use bisam::step::stages::{perturb_stage, update_stage};
-use bisam::step::{Preset, build, prepare};
+use bisam::step::{Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 #[test]
 fn stages_are_as_kept() {
-    let options = Preset::Bisam.options();
+    let options = StepOptions { kernels: Kernels::Plain, ..Preset::Bisam.options() };
     for name in ["tiny_bn", "mlp"] {
         let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
         let prepared = prepare(&model.graph, &Sizes::batch(4), None, &engine()).expect("prepares");

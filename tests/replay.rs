@@ -4,7 +4,7 @@ use crate::common::{engine, npz, repo};
 use bisam::adapt::untie;
 use bisam::engine::Program;
 use bisam::onnx::import;
-use bisam::step::{StepOptions, build, prepare};
+use bisam::step::{Kernels, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 /// Largest error of a tensor, relative to its norm.
@@ -32,41 +32,47 @@ fn ten_steps_equal_the_authors_update() {
         let run = npz(&file);
         let settings: serde_json::Value = serde_json::from_slice(run["settings"].bytes()).expect("JSON");
         let (model, _) = name.rsplit_once('_').expect("model_method");
-        let options = options(&settings);
-        let lr = settings["lr"].as_f64().expect("lr") as f32;
-        let imported = import(repo(&format!("models/{model}.onnx"))).expect("imports");
-        let mut graph = imported.graph.clone();
-        untie(&mut graph, &imported);
-        let input = graph[graph.inputs[0]].name.clone();
-        let batches = &run[&input];
-        let batch = batches.shape()[1];
-        let engine = engine();
-        let prepared = prepare(&graph, &Sizes::batch(batch), None, &engine).expect("prepares");
-        let stages = build(&prepared, &options).expect("builds");
-        let mut program = Program::new(&engine, &stages, &options).expect("compiles");
-        let labels = run["labels"].to_vec::<i64>().expect("i64");
-        let size = batches.bytes().len() / 10;
-        for step in 0..10 {
-            let x = &batches.bytes()[step * size..(step + 1) * size];
-            let losses = program.step(&[x], &labels[step * batch..(step + 1) * batch], lr, options.rho).expect("steps");
-            let want = run["descent_loss"].to_f64()[step];
-            if (f64::from(losses.descent) - want).abs() > 1e-4 * want.abs().max(1e-3) {
-                failures.push(format!(
-                    "{name}: descent loss {} instead of {want} in step {}",
-                    losses.descent,
-                    step + 1
-                ));
-            }
-            if step == 0 || step == 9 {
-                let state = program.state().expect("state");
-                let params = program.params().iter().map(|p| &p.name).zip(&state.params);
-                let stats = program.stats().iter().map(|s| &s.slot.name).zip(&state.stats);
-                for (tensor, values) in params.chain(stats) {
-                    let want =
-                        run.get(&format!("step{}/{tensor}", step + 1)).expect("every tensor is recorded").to_f32();
-                    let error = crate::common::relative(values, &want, 1e-3);
-                    if error > TOLERANCE {
-                        failures.push(format!("{name}: {tensor} is off by {error:.1e} after step {}", step + 1));
+        for kernels in [Kernels::Plain, Kernels::Fused] {
+            let options = StepOptions { kernels, ..options(&settings) };
+            let lr = settings["lr"].as_f64().expect("lr") as f32;
+            let imported = import(repo(&format!("models/{model}.onnx"))).expect("imports");
+            let mut graph = imported.graph.clone();
+            untie(&mut graph, &imported);
+            let input = graph[graph.inputs[0]].name.clone();
+            let batches = &run[&input];
+            let batch = batches.shape()[1];
+            let engine = engine();
+            let prepared = prepare(&graph, &Sizes::batch(batch), None, &engine).expect("prepares");
+            let stages = build(&prepared, &options).expect("builds");
+            let mut program = Program::new(&engine, &stages, &options).expect("compiles");
+            let labels = run["labels"].to_vec::<i64>().expect("i64");
+            let size = batches.bytes().len() / 10;
+            for step in 0..10 {
+                let x = &batches.bytes()[step * size..(step + 1) * size];
+                let losses =
+                    program.step(&[x], &labels[step * batch..(step + 1) * batch], lr, options.rho).expect("steps");
+                let want = run["descent_loss"].to_f64()[step];
+                if (f64::from(losses.descent) - want).abs() > 1e-4 * want.abs().max(1e-3) {
+                    failures.push(format!(
+                        "{name} {kernels:?}: descent loss {} instead of {want} in step {}",
+                        losses.descent,
+                        step + 1
+                    ));
+                }
+                if step == 0 || step == 9 {
+                    let state = program.state().expect("state");
+                    let params = program.params().iter().map(|p| &p.name).zip(&state.params);
+                    let stats = program.stats().iter().map(|s| &s.slot.name).zip(&state.stats);
+                    for (tensor, values) in params.chain(stats) {
+                        let want =
+                            run.get(&format!("step{}/{tensor}", step + 1)).expect("every tensor is recorded").to_f32();
+                        let error = crate::common::relative(values, &want, 1e-3);
+                        if error > TOLERANCE {
+                            failures.push(format!(
+                                "{name} {kernels:?}: {tensor} is off by {error:.1e} after step {}",
+                                step + 1
+                            ));
+                        }
                     }
                 }
             }

@@ -22,9 +22,9 @@ fn step(b: &mut Builder<'_>, mask: ValueId, low: f64, high: f64) -> Result<Value
     b.offset(rise, low)
 }
 
-/// Y = max(X, 0): X̄ = Ȳ·[Y > 0], 0 at 0; ONNX Relu-14.
+/// Y = max(X, 0): X̄ = Ȳ·[Y > 0] = Ȳ·sign Y, 0 at 0; ONNX Relu-14.
 pub fn relu(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let mask = above(b, c.y(0)?, 0.0)?;
+    let mask = b.unary("Sign", c.y(0)?);
     times(b, c, mask)
 }
 

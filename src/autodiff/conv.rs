@@ -51,7 +51,7 @@ fn kernel(b: &Builder<'_>, weight: ValueId) -> Result<Vec<usize>> {
     Ok(shape[2..].to_vec())
 }
 
-fn bias_gradient(b: &mut Builder<'_>, dy: ValueId) -> ValueId {
+pub(super) fn bias_gradient(b: &mut Builder<'_>, dy: ValueId) -> ValueId {
     let axes: Vec<usize> = (0..b.rank(dy)).filter(|a| *a != 1).collect();
     b.sum(dy, &axes, false)
 }

@@ -8,6 +8,7 @@
 mod activation;
 mod conv;
 mod elementwise;
+mod fuse;
 mod index;
 mod layout;
 mod linalg;
@@ -18,6 +19,7 @@ mod rule;
 pub mod table;
 mod window;
 
+pub use fuse::{DOMAIN, fuse};
 pub use norm::lower_batch_norm;
 pub use rule::{Call, Cotangents, Rule};
 

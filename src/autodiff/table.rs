@@ -1,6 +1,6 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{Rule, activation, conv, elementwise, index, layout, linalg, norm, pool, reduce};
+use super::{DOMAIN, Rule, activation, conv, elementwise, fuse, index, layout, linalg, norm, pool, reduce};
 use crate::error::{Error, Result};
 use crate::ir::Node;
 use Entry::{NoGradient, Rule as R};
@@ -156,12 +156,20 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
 ];
 
+/// Operators of domain `bisam` that [`fuse`](super::fuse) writes into a forward graph.
+pub const FUSED: &[(&str, Entry)] = &[("Conv", R(fuse::conv)), ("BatchNorm", R(fuse::batch_norm))];
+
 /// The entry of a node's operator.
 ///
 /// # Errors
 /// When there is none: a missing entry is never a zero gradient.
 pub fn find(node: &Node) -> Result<Entry> {
-    let entry = TABLE.iter().find(|(op, _)| node.is(op)).map(|(_, e)| *e);
+    let table = match node.domain.as_str() {
+        "" => TABLE,
+        DOMAIN => FUSED,
+        _ => &[],
+    };
+    let entry = table.iter().find(|(op, _)| node.op == *op).map(|(_, e)| *e);
     entry.ok_or_else(|| {
         Error::new("this operator has no gradient rule")
             .hint("`bisam inspect` lists every operator of the model and whether it has one")

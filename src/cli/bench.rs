@@ -38,7 +38,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let start = Instant::now();
     let engine = global.engine()?;
     let mut options = StepOptions::default();
-    args.step.apply(&mut options)?;
+    args.step.apply(&mut options, global.device)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);

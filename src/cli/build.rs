@@ -6,7 +6,7 @@ use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
 use crate::step::stages::{perturb_stage, update_stage};
-use crate::step::{StepOptions, build, prepare};
+use crate::step::{Kernels, StepOptions, build, prepare};
 use crate::trace::Sizes;
 use std::path::PathBuf;
 
@@ -31,8 +31,9 @@ pub struct Args {
 /// Anything that stands in the way of training the model.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
-    let mut options = StepOptions::default();
-    args.step.apply(&mut options)?;
+    // The files are for any runtime unless fused kernels are asked for.
+    let mut options = StepOptions { kernels: Kernels::Plain, ..StepOptions::default() };
+    args.step.apply(&mut options, global.device)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);

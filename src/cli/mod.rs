@@ -175,19 +175,29 @@ pub struct StepArgs {
     /// Largest norm of the gradient
     #[arg(long)]
     clip_norm: Option<f32>,
+    /// Operators of the gradient: fused has kernels of its own and runs on the CPU only, plain is standard ONNX (default: fused on
+    /// the CPU, plain elsewhere)
+    #[arg(long)]
+    kernels: Option<crate::step::Kernels>,
 }
 
 impl StepArgs {
-    /// Applies the flags to `options`.
+    /// Applies the flags to `options`, for a step on `device`.
     ///
     /// # Errors
-    /// A name that is not known.
-    fn apply(&self, options: &mut crate::step::StepOptions) -> Result<()> {
-        use crate::step::{Ascent, Base, Preset};
+    /// A name that is not known, or kernels that the device does not have.
+    fn apply(&self, options: &mut crate::step::StepOptions, device: Device) -> Result<()> {
+        use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
         if let Some(name) = &self.optimizer {
-            let smoothing = options.label_smoothing;
-            *options = name.parse::<Preset>()?.options();
-            options.label_smoothing = smoothing;
+            let StepOptions { label_smoothing, kernels, .. } = *options;
+            *options = StepOptions { label_smoothing, kernels, ..name.parse::<Preset>()?.options() };
+        }
+        options.kernels = self.kernels.unwrap_or(options.kernels);
+        if device != Device::Cpu {
+            if self.kernels == Some(Kernels::Fused) {
+                return Err(Error::new(format!("there are no fused kernels on {device}")).hint("use --kernels plain"));
+            }
+            options.kernels = Kernels::Plain;
         }
         match self.ascent.as_deref() {
             None => {}

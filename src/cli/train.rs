@@ -1,6 +1,7 @@
 //! `bisam train`.
 
 use super::{Global, StepArgs};
+use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
 use crate::train::schedule::{Schedule, Unit};
@@ -90,7 +91,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn recipe(&self) -> Result<Recipe> {
+    fn recipe(&self, device: Device) -> Result<Recipe> {
         let mut r = match (&self.resume, &self.recipe) {
             (Some(dir), _) => Recipe::load(&dir.join("recipe.toml"))?,
             (None, Some(file)) => Recipe::load(file)?,
@@ -119,7 +120,7 @@ impl Args {
         }
         r.parameters.freeze.extend(self.freeze.iter().cloned());
         r.parameters.train_only.extend(self.train_only.iter().cloned());
-        self.step.apply(&mut r.step)?;
+        self.step.apply(&mut r.step, device)?;
         Ok(r)
     }
 }
@@ -129,7 +130,7 @@ impl Args {
 /// # Errors
 /// Anything that is wrong with model, data or settings; a loss that is not finite; an interruption.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
-    let recipe = args.recipe()?;
+    let recipe = args.recipe(global.device)?;
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
     let stop = Arc::new(AtomicBool::new(false));

@@ -10,6 +10,7 @@ pub mod arena;
 pub mod binding;
 mod cuda;
 mod find;
+mod kernels;
 pub mod library;
 pub mod probe;
 pub mod program;

@@ -12,5 +12,5 @@ pub mod report;
 pub mod stages;
 pub mod update;
 
-pub use options::{Ascent, Base, Preset, StepOptions};
+pub use options::{Ascent, Base, Kernels, Preset, StepOptions};
 pub use stages::{Prepared, Stages, build, prepare};

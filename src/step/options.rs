@@ -27,6 +27,17 @@ pub enum Base {
     Adamw,
 }
 
+/// What the `grad` stage is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernels {
+    /// Operators of ai.onnx only: runs on any ONNX Runtime, CPU or CUDA.
+    Plain,
+    /// With this crate's own kernels where there is one, which run on the CPU.
+    #[default]
+    Fused,
+}
+
 /// Settings of a training step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -61,6 +72,8 @@ pub struct StepOptions {
     pub label_smoothing: f32,
     /// Largest global L2 norm of the descent gradient.
     pub clip_norm: Option<f32>,
+    /// What the `grad` stage is made of.
+    pub kernels: Kernels,
 }
 
 /// The paper's settings for CIFAR: BiSAM's defaults without a perturbation.
@@ -82,6 +95,7 @@ impl Default for StepOptions {
             eps: 1e-8,
             label_smoothing: 0.1,
             clip_norm: None,
+            kernels: Kernels::default(),
         }
     }
 }

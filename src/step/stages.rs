@@ -2,10 +2,10 @@
 
 use super::ascent::ascent_loss;
 use super::gradient::output;
-use super::options::StepOptions;
+use super::options::{Kernels, StepOptions};
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
-use crate::autodiff::{differentiate, lower_batch_norm};
+use crate::autodiff::{differentiate, fuse, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Graph, Source, Type, ValueId};
@@ -145,6 +145,9 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     options.validate()?;
     let mut graph = prepared.graph.clone();
     let norms = set_mode(&mut graph, Mode::Train)?;
+    if options.kernels == Kernels::Fused {
+        fuse(&mut graph)?;
+    }
     let classes = graph.ty(prepared.logits)?.shape[1];
     let inputs = prepared.inputs()?;
     for v in graph.params() {

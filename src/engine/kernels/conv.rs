@@ -1,0 +1,752 @@
+//! Convolution of images, and its gradients, as matrix products whose right side is unfolded a panel at a time.
+//!
+//! The output of a convolution is W [M, C·K₁·K₂] times a matrix with one row for every input channel and kernel element and one
+//! column for every output position. Columns are unfolded into panels that stay in the cache (im2col, Chellapilla et al. 2006), a
+//! few columns at a time as in the packing of a matrix product (Goto & van de Geijn 2008); stride, dilation, padding and groups
+//! exist only there. The input gradient is the same product with the weights transposed, one for each residue of the input
+//! position modulo the stride. The weight gradient is the product of Ȳ with the transposed panel, and since both have positions
+//! as their contiguous dimension it is a matrix of dot products. Everything is f32 in NCHW; nothing is transposed but the weights.
+//!
+//! How the work is divided depends on the shapes alone, so results do not depend on the number of threads.
+
+use super::simd::{Job, LANES, Lanes, Level, run};
+use super::{Buffer, Buffers, Pool, Raw};
+use crate::error::{Error, Result};
+
+/// X [N,C,H,W] ∗ W [M,C/g,K₁,K₂] → Y [N,M,O₁,O₂]: output (i, j) reads input i·stride − begin + t·dilation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Samples.
+    pub n: usize,
+    /// Channels of X.
+    pub c: usize,
+    /// Channels of Y.
+    pub m: usize,
+    /// Groups; they divide C and M.
+    pub groups: usize,
+    /// Height and width of X.
+    pub input: [usize; 2],
+    /// Height and width of Y.
+    pub output: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Strides.
+    pub strides: [usize; 2],
+    /// Dilations.
+    pub dilations: [usize; 2],
+    /// Zeros above and to the left of X.
+    pub begin: [usize; 2],
+}
+
+impl Geometry {
+    fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Whether these are the numbers of elements of X, W and Y; the kernels read and write without looking again.
+    fn check(&self, x: usize, weight: usize, y: usize) -> Result<()> {
+        let plane = |p: [usize; 2]| p[0] * p[1];
+        let divided = self.groups > 0 && self.c.is_multiple_of(self.groups) && self.m.is_multiple_of(self.groups);
+        let steps = self.strides.iter().chain(&self.dilations).all(|s| *s > 0);
+        let lengths = [self.n * self.c * plane(self.input), self.n * self.m * plane(self.output)] == [x, y];
+        if divided && steps && lengths && weight * self.groups == self.m * self.c * self.taps() {
+            return Ok(());
+        }
+        Err(Error::new(format!("X, W and Y of {x}, {weight} and {y} elements do not fit {self:?}")))
+    }
+}
+
+thread_local! {
+    static SCRATCH: Buffer = Buffer::default();
+    static WEIGHTS: Buffer = Buffer::default();
+    static SUMS: Buffer = Buffer::default();
+}
+
+/// A kernel element that a pass reads: its place relative to the first element of a position, and its index in the kernel.
+#[derive(Debug, Clone, Copy)]
+struct Tap {
+    offset: [isize; 2],
+    index: usize,
+}
+
+/// A grid of positions, what each reads from the source planes, and where it lies in the destination planes.
+#[derive(Debug, Clone)]
+struct Pass {
+    grid: [usize; 2],
+    /// Size of a source plane.
+    source: [usize; 2],
+    /// Step in the source from one grid element to the next.
+    step: [usize; 2],
+    taps: Vec<Tap>,
+    /// Size of a destination plane.
+    target: [usize; 2],
+    /// The first grid element in the destination, and the step to the next.
+    first: [usize; 2],
+    spread: [usize; 2],
+}
+
+fn forward_pass(g: &Geometry) -> Pass {
+    let offset = |axis: usize, t: usize| (t * g.dilations[axis]) as isize - g.begin[axis] as isize;
+    let tap = |i: usize| {
+        let (y, x) = (i / g.kernel[1], i % g.kernel[1]);
+        Tap { offset: [offset(0, y), offset(1, x)], index: i }
+    };
+    Pass {
+        grid: g.output,
+        source: g.input,
+        step: g.strides,
+        taps: (0..g.taps()).map(tap).collect(),
+        target: g.output,
+        first: [0, 0],
+        spread: [1, 1],
+    }
+}
+
+/// Input places of one residue modulo the stride read the same kernel elements, at fixed distances in Ȳ.
+fn gradient_passes(g: &Geometry) -> Vec<Pass> {
+    let reads = |axis: usize, residue: usize| -> Vec<(usize, isize)> {
+        let stride = g.strides[axis] as isize;
+        let place = |t: usize| residue as isize + g.begin[axis] as isize - (t * g.dilations[axis]) as isize;
+        (0..g.kernel[axis]).filter(|t| place(*t) % stride == 0).map(|t| (t, place(t) / stride)).collect()
+    };
+    let mut passes = Vec::new();
+    for py in 0..g.strides[0].min(g.input[0]) {
+        for px in 0..g.strides[1].min(g.input[1]) {
+            let columns = reads(1, px);
+            let row = |(t, y): (usize, isize)| {
+                columns.iter().map(move |(u, x)| Tap { offset: [y, *x], index: t * g.kernel[1] + u })
+            };
+            passes.push(Pass {
+                grid: [(g.input[0] - py).div_ceil(g.strides[0]), (g.input[1] - px).div_ceil(g.strides[1])],
+                source: g.output,
+                step: [1, 1],
+                taps: reads(0, py).into_iter().flat_map(row).collect(),
+                target: g.input,
+                first: [py, px],
+                spread: g.strides,
+            });
+        }
+    }
+    passes
+}
+
+/// Consecutive columns whose positions lie in one row of the grid of one sample.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    column: usize,
+    len: usize,
+    sample: usize,
+    at: [usize; 2],
+}
+
+/// The runs of columns `from..to`, which count the positions of sample after sample.
+fn runs(grid: [usize; 2], from: usize, to: usize, out: &mut Vec<Run>) {
+    out.clear();
+    let (plane, mut q) = (grid[0] * grid[1], from);
+    while q < to {
+        let (sample, rest) = (q / plane, q % plane);
+        let at = [rest / grid[1], rest % grid[1]];
+        let len = (grid[1] - at[1]).min(to - q);
+        out.push(Run { column: q - from, len, sample, at });
+        q += len;
+    }
+}
+
+/// What one kernel element reads for one run: zeros, then `count` elements `step` apart, then zeros.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    column: usize,
+    before: usize,
+    count: usize,
+    after: usize,
+    source: usize,
+}
+
+fn pieces(pass: &Pass, tap: Tap, runs: &[Run], sample_len: usize, out: &mut Vec<Piece>) {
+    out.clear();
+    let [height, width] = pass.source.map(|s| s as isize);
+    for r in runs {
+        let y = (r.at[0] * pass.step[0]) as isize + tap.offset[0];
+        let x = (r.at[1] * pass.step[1]) as isize + tap.offset[1];
+        let step = pass.step[1] as isize;
+        let (mut low, mut high) = (0, 0);
+        if (0..height).contains(&y) {
+            // x + i·step in 0..width
+            low = if x < 0 { (-x + step - 1) / step } else { 0 }.min(r.len as isize);
+            high = if x < width { (width - x + step - 1) / step } else { 0 }.clamp(low, r.len as isize);
+        }
+        let (before, count) = (low as usize, (high - low) as usize);
+        let source = if count > 0 { r.sample * sample_len + (y * width + x + low * step) as usize } else { 0 };
+        out.push(Piece { column: r.column, before, count, after: r.len - before - count, source });
+    }
+}
+
+#[inline(always)]
+unsafe fn fill_zero<L: Lanes>(mut p: *mut f32, mut n: usize) {
+    unsafe {
+        let zero = L::splat(0.0);
+        while n >= LANES {
+            zero.store(p);
+            (p, n) = (p.add(LANES), n - LANES);
+        }
+        if n > 0 {
+            zero.store_first(p, n);
+        }
+    }
+}
+
+/// Copies `n` numbers, adding them to what is there if `add`.
+#[inline(always)]
+unsafe fn copy<L: Lanes>(mut from: *const f32, mut to: *mut f32, mut n: usize, add: bool) {
+    unsafe {
+        while n >= LANES {
+            let v = L::load(from);
+            if add { v.add(L::load(to)) } else { v }.store(to);
+            (from, to, n) = (from.add(LANES), to.add(LANES), n - LANES);
+        }
+        if n > 0 {
+            let v = L::load_first(from, n);
+            if add { v.add(L::load_first(to, n)) } else { v }.store_first(to, n);
+        }
+    }
+}
+
+/// Unfolds `channels` planes into rows of `pitch` columns, all kernel elements of one channel after the other.
+#[inline(always)]
+unsafe fn unfold<L: Lanes>(
+    pass: &Pass,
+    source: *const f32,
+    sample_len: usize,
+    channels: usize,
+    panel: *mut f32,
+    pitch: usize,
+    lists: &mut Lists,
+) {
+    let (plane, taps, step) = (pass.source[0] * pass.source[1], pass.taps.len(), pass.step[1]);
+    for (t, tap) in pass.taps.iter().enumerate() {
+        pieces(pass, *tap, &lists.runs, sample_len, &mut lists.pieces);
+        for c in 0..channels {
+            // SAFETY: pieces lie within the planes and the row.
+            unsafe {
+                let row = panel.add((c * taps + t) * pitch);
+                let plane = source.add(c * plane);
+                for p in &lists.pieces {
+                    let to = row.add(p.column);
+                    if p.before > 0 {
+                        fill_zero::<L>(to, p.before);
+                    }
+                    let (from, to) = (plane.add(p.source), to.add(p.before));
+                    if step == 1 {
+                        copy::<L>(from, to, p.count, false);
+                    } else {
+                        for i in 0..p.count {
+                            *to.add(i) = *from.add(i * step);
+                        }
+                    }
+                    if p.after > 0 {
+                        fill_zero::<L>(to.add(p.count), p.after);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lists that are filled anew for every panel.
+#[derive(Default)]
+struct Lists {
+    runs: Vec<Run>,
+    pieces: Vec<Piece>,
+}
+
+/// R rows and V vectors of a product: c = init + a·b with a as [depth, R] and b as [depth, pitch].
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
+    depth: usize,
+    mut a: *const f32,
+    mut b: *const f32,
+    pitch: usize,
+    init: *const f32,
+    c: *mut f32,
+    ld: usize,
+) {
+    unsafe {
+        let mut sums = [[L::splat(0.0); V]; R];
+        if !init.is_null() {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = [L::splat(*init.add(r)); V];
+            }
+        }
+        for _ in 0..depth {
+            let mut column = [L::splat(0.0); V];
+            for (v, x) in column.iter_mut().enumerate() {
+                *x = L::load(b.add(v * LANES));
+            }
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let w = L::splat(*a.add(r));
+                for (s, x) in sum.iter_mut().zip(column) {
+                    *s = w.mul_add(x, *s);
+                }
+            }
+            (a, b) = (a.add(R), b.add(pitch));
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            for (v, s) in sum.iter().enumerate() {
+                s.store(c.add(r * ld + v * LANES));
+            }
+        }
+    }
+}
+
+/// R rows of dot products with V columns: c [R, ld] += a·bᵀ over `depth` vectors, with a and b as rows `pitch` apart.
+#[inline(always)]
+unsafe fn dots<L: Lanes, const R: usize, const V: usize>(
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    pitch: usize,
+    c: *mut f32,
+    ld: usize,
+) {
+    unsafe {
+        let mut sums = [[L::splat(0.0); V]; R];
+        for i in 0..depth {
+            let at = i * LANES;
+            let mut column = [L::splat(0.0); V];
+            for (v, x) in column.iter_mut().enumerate() {
+                *x = L::load(b.add(v * pitch + at));
+            }
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let y = L::load(a.add(r * pitch + at));
+                for (s, x) in sum.iter_mut().zip(column) {
+                    *s = y.mul_add(x, *s);
+                }
+            }
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            for (v, s) in sum.iter().enumerate() {
+                *c.add(r * ld + v) += s.sum();
+            }
+        }
+    }
+}
+
+/// Calls a function with run-time sizes as its const parameters.
+macro_rules! with_sizes {
+    ($f:ident, $l:ty, $rows:expr, $vectors:expr, [$($r:literal)*] $v:tt, $args:tt) => {
+        match $rows { $($r => with_sizes!(@ $f, $l, $r, $vectors, $v, $args),)* _ => unreachable!("larger than a tile") }
+    };
+    (@ $f:ident, $l:ty, $r:literal, $vectors:expr, [$($v:literal)*], $args:tt) => {
+        match $vectors { $($v => with_sizes!(% $f, $l, $r, $v, $args),)* _ => unreachable!("larger than a tile") }
+    };
+    (% $f:ident, $l:ty, $r:literal, $v:literal, ($($arg:expr),*)) => { $f::<$l, $r, $v>($($arg),*) };
+}
+
+/// Rows of the unfolded matrix in one panel.
+const DEPTH: usize = 512;
+/// Panels that share one reading of the weights.
+const PANELS: usize = 4;
+
+/// One pass over a part of its columns, for one group.
+struct Product<'a> {
+    pass: &'a Pass,
+    /// Source and destination planes of the group's first channel in the first sample.
+    source: *const f32,
+    target: *mut f32,
+    /// Channels a sample has in the source and the destination, of all groups.
+    channels_of_sample: [usize; 2],
+    /// Source channels and destination rows of the group.
+    channels: usize,
+    rows: usize,
+    /// Weights of the group, in blocks of TILE.0 rows, each [channels·taps, rows of the block].
+    weights: *const f32,
+    /// One for each row, or null.
+    bias: *const f32,
+    /// Adds to the destination.
+    add: bool,
+    columns: std::ops::Range<usize>,
+    scratch: *mut f32,
+}
+
+/// Numbers that [`Product`] needs as scratch.
+fn product_scratch(taps: usize, (rows, vectors): (usize, usize)) -> usize {
+    let depth = DEPTH.max(taps);
+    (PANELS * depth + rows) * vectors * LANES
+}
+
+impl Job for Product<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let (pass, taps) = (self.pass, self.pass.taps.len());
+        let (tile_rows, tile_vectors) = L::TILE;
+        let pitch = tile_vectors * LANES;
+        let source_plane = pass.source[0] * pass.source[1];
+        let target_plane = pass.target[0] * pass.target[1];
+        let sample_len = self.channels_of_sample[0] * source_plane;
+        let depth = self.channels * taps;
+        let channels_at_once = (DEPTH / taps.max(1)).max(1);
+        let dense = pass.spread == [1, 1];
+        let mut lists: [Lists; PANELS] = Default::default();
+        let mut first = self.columns.start;
+        // SAFETY: scratch holds the panels and one tile; rows and columns stay within the planes.
+        unsafe {
+            let result = self.scratch.add(PANELS * DEPTH.max(taps) * pitch);
+            while first < self.columns.end {
+                let panels = (self.columns.end - first).div_ceil(pitch).min(PANELS);
+                let width = |i: usize| pitch.min(self.columns.end - first - i * pitch);
+                for (i, list) in lists.iter_mut().enumerate().take(panels) {
+                    let from = first + i * pitch;
+                    runs(pass.grid, from, from + width(i), &mut list.runs);
+                }
+                let mut channel = 0;
+                while channel < self.channels {
+                    let channels = channels_at_once.min(self.channels - channel);
+                    let panel = |i: usize| self.scratch.add(i * DEPTH.max(taps) * pitch);
+                    for (i, list) in lists.iter_mut().enumerate().take(panels) {
+                        let source = self.source.add(channel * source_plane);
+                        unfold::<L>(pass, source, sample_len, channels, panel(i), pitch, list);
+                    }
+                    let add = self.add || channel > 0;
+                    let init = if channel == 0 { self.bias } else { std::ptr::null() };
+                    let mut row = 0;
+                    while row < self.rows {
+                        let rows = tile_rows.min(self.rows - row);
+                        let a = self.weights.add(row * depth + channel * taps * rows);
+                        let init = if init.is_null() { init } else { init.add(row) };
+                        for (i, list) in lists.iter().enumerate().take(panels) {
+                            let vectors = width(i).div_ceil(LANES);
+                            let place = |r: &Run| {
+                                let at = [0, 1].map(|d| pass.first[d] + r.at[d] * pass.spread[d]);
+                                let plane = r.sample * self.channels_of_sample[1] + row;
+                                self.target.add(plane * target_plane + at[0] * pass.target[1] + at[1])
+                            };
+                            let ends = [list.runs.first(), list.runs.last()].map(|r| r.map_or(0, |r| r.sample));
+                            // Whole vectors of one sample go straight to where they belong.
+                            let direct = dense && !add && ends[0] == ends[1] && width(i).is_multiple_of(LANES);
+                            let (c, ld) = match direct {
+                                true => (place(&list.runs[0]), target_plane),
+                                false => (result, pitch),
+                            };
+                            let (b, steps) = (panel(i), channels * taps);
+                            with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (steps, a, b, pitch, init, c, ld));
+                            if direct {
+                                continue;
+                            }
+                            for r in &list.runs {
+                                let (from, to) = (result.add(r.column), place(r));
+                                for k in 0..rows {
+                                    let (from, to) = (from.add(k * pitch), to.add(k * target_plane));
+                                    if pass.spread[1] == 1 {
+                                        copy::<L>(from, to, r.len, add);
+                                    } else {
+                                        for j in 0..r.len {
+                                            let to = to.add(j * pass.spread[1]);
+                                            *to = *from.add(j) + if add { *to } else { 0.0 };
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                        row += rows;
+                    }
+                    channel += channels;
+                }
+                first += panels * pitch;
+            }
+        }
+    }
+}
+
+/// Weights as [`Product`] reads them: for every group, blocks of `tile` rows, each [channels, taps, rows of the block].
+///
+/// `at(group, row, channel)` is where the kernel of a row and a channel starts.
+fn pack(
+    weight: &[f32],
+    (groups, rows, channels): (usize, usize, usize),
+    taps: &[Tap],
+    tile: usize,
+    at: impl Fn(usize, usize, usize) -> usize,
+    out: &mut Vec<f32>,
+) {
+    out.clear();
+    out.resize(groups * rows * channels * taps.len(), 0.0);
+    let mut blocks = out.as_mut_slice();
+    for group in 0..groups {
+        for first in (0..rows).step_by(tile) {
+            let width = tile.min(rows - first);
+            let (block, rest) = blocks.split_at_mut(width * channels * taps.len());
+            blocks = rest;
+            for r in 0..width {
+                for c in 0..channels {
+                    let kernel = &weight[at(group, first + r, c)..];
+                    for (t, tap) in taps.iter().enumerate() {
+                        block[(c * taps.len() + t) * width + r] = kernel[tap.index];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The columns of one task: whole samples or a part of one, so that a task is long enough to be worth a thread's while.
+fn tasks(pass: &Pass, n: usize, pitch: usize) -> Vec<std::ops::Range<usize>> {
+    let plane = pass.grid[0] * pass.grid[1];
+    // Panels end with their sample unless it is small.
+    let unit = if plane >= 2 * pitch { plane } else { n * plane };
+    let span = PANELS * pitch * 4;
+    let mut out = Vec::new();
+    for start in (0..n * plane).step_by(unit.max(1)) {
+        out.extend((start..start + unit).step_by(span).map(|q| q..(q + span).min(start + unit)));
+    }
+    out
+}
+
+/// A tensor [N, channels, …] of a product.
+struct Side<P> {
+    data: Raw<P>,
+    channels: usize,
+}
+
+#[allow(clippy::too_many_arguments)]
+fn product(
+    g: &Geometry,
+    pass: &Pass,
+    source: &Side<*const f32>,
+    target: &Side<*mut f32>,
+    packed: &[f32],
+    bias: Option<&[f32]>,
+    add: bool,
+    level: Level,
+    pool: &dyn Pool,
+) {
+    let tile = level.tile();
+    let tasks = tasks(pass, g.n, tile.1 * LANES);
+    let (channels, rows) = (source.channels / g.groups, target.channels / g.groups);
+    let (source_plane, target_plane) = (pass.source[0] * pass.source[1], pass.target[0] * pass.target[1]);
+    let weights = Raw(packed.as_ptr());
+    let bias = Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr));
+    pool.run(tasks.len() * g.groups, &|task| {
+        let (group, columns) = (task / tasks.len(), tasks[task % tasks.len()].clone());
+        let bias = bias.get();
+        SCRATCH.with_buffer_of(product_scratch(pass.taps.len(), tile), |scratch| {
+            // SAFETY: the level is one this processor has; the planes of the group are within the tensors, and no two tasks write
+            // the same positions.
+            unsafe {
+                let job = Product {
+                    pass,
+                    source: source.data.get().add(group * channels * source_plane),
+                    target: target.data.get().add(group * rows * target_plane),
+                    channels_of_sample: [source.channels, target.channels],
+                    channels,
+                    rows,
+                    weights: weights.get().add(group * rows * channels * pass.taps.len()),
+                    bias: if bias.is_null() { bias } else { bias.add(group * rows) },
+                    add,
+                    columns,
+                    scratch,
+                };
+                run(level, &job);
+            }
+        });
+    });
+}
+
+/// Y = W ∗ X + B.
+///
+/// Slices have the lengths of X, W, B `[M]` and Y.
+pub fn forward(
+    g: &Geometry,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    level: Level,
+    pool: &dyn Pool,
+) -> Result<()> {
+    g.check(x.len(), weight.len(), y.len())?;
+    let pass = forward_pass(g);
+    let (rows, channels) = (g.m / g.groups, g.c / g.groups);
+    let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
+    let source = Side { data: Raw(x.as_ptr()), channels: g.c };
+    let target = Side { data: Raw(y.as_mut_ptr()), channels: g.m };
+    WEIGHTS.with_buffer(|packed| {
+        pack(weight, (g.groups, rows, channels), &pass.taps, level.tile().0, at, packed);
+        product(g, &pass, &source, &target, packed, bias, false, level, pool);
+    });
+    Ok(())
+}
+
+/// X̄ = Wᵀ ∗ Ȳ, added to `dx` if `add`.
+///
+/// Slices have the lengths of Ȳ, W and X.
+pub fn input_gradient(
+    g: &Geometry,
+    dy: &[f32],
+    weight: &[f32],
+    dx: &mut [f32],
+    add: bool,
+    level: Level,
+    pool: &dyn Pool,
+) -> Result<()> {
+    g.check(dx.len(), weight.len(), dy.len())?;
+    let (rows, channels) = (g.c / g.groups, g.m / g.groups);
+    let at = |group: usize, row: usize, channel: usize| ((group * channels + channel) * rows + row) * g.taps();
+    for pass in gradient_passes(g) {
+        if pass.taps.is_empty() && add {
+            continue;
+        }
+        let source = Side { data: Raw(dy.as_ptr()), channels: g.m };
+        let target = Side { data: Raw(dx.as_mut_ptr()), channels: g.c };
+        WEIGHTS.with_buffer(|packed| {
+            pack(weight, (g.groups, rows, channels), &pass.taps, level.tile().0, at, packed);
+            product(g, &pass, &source, &target, packed, None, add, level, pool);
+        });
+    }
+    Ok(())
+}
+
+/// Columns of a panel of the weight gradient: many, because the lanes of every dot product are summed at their end.
+const SPAN: usize = 2048;
+/// Rows of Ȳ and of the unfolded X in one panel.
+const DY_ROWS: usize = 64;
+const X_ROWS: usize = 36;
+
+/// A part of the columns' share of the weight gradient of one group.
+struct Dots<'a> {
+    forward: &'a Pass,
+    identity: &'a Pass,
+    x: *const f32,
+    dy: *const f32,
+    channels_of_sample: [usize; 2],
+    channels: usize,
+    rows: usize,
+    columns: std::ops::Range<usize>,
+    /// [rows, channels·taps], zeros at first.
+    sum: *mut f32,
+    scratch: *mut f32,
+}
+
+fn dots_scratch(taps: usize) -> usize {
+    (DY_ROWS + X_ROWS.max(taps)) * SPAN
+}
+
+impl Job for Dots<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let taps = self.forward.taps.len();
+        let [x_plane, dy_plane] = [self.forward, self.identity].map(|p| p.source[0] * p.source[1]);
+        let depth = self.channels * taps;
+        let channels_at_once = (X_ROWS / taps.max(1)).max(1);
+        let mut lists = Lists::default();
+        let mut from = self.columns.start;
+        // SAFETY: scratch holds both panels; rows stay within the tensors and the sums.
+        unsafe {
+            let (left, right) = (self.scratch, self.scratch.add(DY_ROWS * SPAN));
+            while from < self.columns.end {
+                let width = SPAN.min(self.columns.end - from);
+                let vectors = width.div_ceil(LANES);
+                runs(self.forward.grid, from, from + width, &mut lists.runs);
+                let mut row = 0;
+                while row < self.rows {
+                    let rows = DY_ROWS.min(self.rows - row);
+                    let dy = self.dy.add(row * dy_plane);
+                    unfold::<L>(self.identity, dy, self.channels_of_sample[1] * dy_plane, rows, left, SPAN, &mut lists);
+                    let mut channel = 0;
+                    while channel < self.channels {
+                        let channels = channels_at_once.min(self.channels - channel);
+                        let x = self.x.add(channel * x_plane);
+                        let sample_len = self.channels_of_sample[0] * x_plane;
+                        unfold::<L>(self.forward, x, sample_len, channels, right, SPAN, &mut lists);
+                        // What is left of the last vector must not count.
+                        for r in 0..rows {
+                            fill_zero::<L>(left.add(r * SPAN + width), vectors * LANES - width);
+                        }
+                        for r in 0..channels * taps {
+                            fill_zero::<L>(right.add(r * SPAN + width), vectors * LANES - width);
+                        }
+                        let mut i = 0;
+                        while i < rows {
+                            let high = L::DOTS.0.min(rows - i);
+                            let mut j = 0;
+                            while j < channels * taps {
+                                let wide = L::DOTS.1.min(channels * taps - j);
+                                let (a, b) = (left.add(i * SPAN), right.add(j * SPAN));
+                                let c = self.sum.add((row + i) * depth + channel * taps + j);
+                                with_sizes!(dots, L, high, wide, [1 2 3 4][1 2 3 4 5 6], (vectors, a, b, SPAN, c, depth));
+                                j += wide;
+                            }
+                            i += high;
+                        }
+                        channel += channels;
+                    }
+                    row += rows;
+                }
+                from += width;
+            }
+        }
+    }
+}
+
+/// Parts of the columns whose weight gradients are summed apart, at most.
+const PARTS: usize = 8;
+/// Numbers all parts together may take.
+const PART_NUMBERS: usize = 8 << 20;
+
+/// W̄ = Σ Ȳ·unfolded(X)ᵀ.
+///
+/// Slices have the lengths of X, Ȳ and W.
+pub fn weight_gradient(
+    g: &Geometry,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+    level: Level,
+    pool: &dyn Pool,
+) -> Result<()> {
+    g.check(x.len(), dw.len(), dy.len())?;
+    let forward = forward_pass(g);
+    let tap = Tap { offset: [0, 0], index: 0 };
+    let identity = Pass { source: g.output, step: [1, 1], taps: vec![tap], ..forward.clone() };
+    let (rows, channels) = (g.m / g.groups, g.c / g.groups);
+    let columns = g.n * g.output[0] * g.output[1];
+    let parts = (PART_NUMBERS / dw.len().max(1)).clamp(1, PARTS).min(columns.div_ceil(LANES).max(1));
+    // With few parts the rows are divided too.
+    let slices = if g.groups == 1 { (PARTS / parts).clamp(1, rows.div_ceil(DY_ROWS)) } else { 1 };
+    SUMS.with_buffer(|sums| {
+        sums.clear();
+        sums.resize(parts * dw.len(), 0.0);
+        let depth = channels * g.taps();
+        let [x_plane, dy_plane] = [g.input, g.output].map(|p| p[0] * p[1]);
+        let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums.as_mut_ptr()));
+        pool.run(g.groups * parts * slices, &|task| {
+            let (group, part, slice) = (task / (parts * slices), task / slices % parts, task % slices);
+            let bounds = |i: usize| columns * i / parts;
+            let row = |i: usize| rows * i / slices;
+            SCRATCH.with_buffer_of(dots_scratch(g.taps()), |scratch| {
+                // SAFETY: as in `product`; every task has rows of a part of its own in the sums.
+                unsafe {
+                    let first = group * rows + row(slice);
+                    let job = Dots {
+                        forward: &forward,
+                        identity: &identity,
+                        x: px.get().add(group * channels * x_plane),
+                        dy: pdy.get().add(first * dy_plane),
+                        channels_of_sample: [g.c, g.m],
+                        channels,
+                        rows: row(slice + 1) - row(slice),
+                        columns: bounds(part)..bounds(part + 1),
+                        sum: psum.get().add(part * g.m * depth + first * depth),
+                        scratch,
+                    };
+                    run(level, &job);
+                }
+            });
+        });
+        let (first, rest) = sums.split_at(dw.len());
+        dw.copy_from_slice(first);
+        for part in rest.chunks_exact(dw.len().max(1)) {
+            dw.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! Operators of domain `bisam`: kernels in Rust that run on ONNX Runtime's own threads, for CPU.
+//!
+//! All tensors are f32. [`fuse`](crate::autodiff::fuse) writes them into a graph before it is differentiated. Each kernel does what a few
+//! plain operators do, without their passes over memory, and is checked against them.
+//!
+//! | operator | inputs | outputs |
+//! |---|---|---|
+//! | `Conv` | X [N,C,H,W], W [M,C/g,K₁,K₂], B `[M]`? | Y |
+//! | `ConvInputGrad` | Ȳ, W | X̄ |
+//! | `ConvWeightGrad` | X, Ȳ | W̄ |
+//! | `BatchNorm` | X [N,C,…], γ `[C]`, β `[C]`, residual? | Y, μ, v |
+//! | `BatchNormGrad` | X, Ȳ, γ, β, μ, v, Y? | X̄, γ̄, β̄, the residual's? |
+
+mod conv;
+mod norm;
+mod simd;
+
+use super::ort_error;
+use crate::autodiff::DOMAIN;
+use crate::error::{Error, Result};
+use conv::Geometry;
+use norm::{After, Known, Planes};
+use ort::operator::{
+    BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+    ShapeInferenceContext,
+};
+use ort::value::{Shape, SymbolicDimensions, TensorElementType::Float32, ValueType};
+use simd::Level;
+use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
+use std::thread::LocalKey;
+
+/// What runs the parts of a kernel's work.
+trait Pool {
+    /// Calls `task(0)`, …, `task(n − 1)`, in any order and on any thread, and returns when all are done.
+    fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync));
+}
+
+impl Pool for ComputeContext {
+    fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        // Without a pool, or if it refuses, the calling thread does it all.
+        if n < 2 || self.par_for(n, 0, Task(task).as_fn()).is_err() {
+            (0..n).for_each(task);
+        }
+    }
+}
+
+/// A task that `par_for` takes; it is done when the call returns.
+struct Task<'a>(&'a (dyn Fn(usize) + Sync));
+
+impl<'a> Task<'a> {
+    fn as_fn(self) -> impl Fn(usize) + Sync + Send + use<'a> {
+        move |i| (self.0)(i)
+    }
+}
+
+/// A pointer that tasks on several threads share; each uses another part of what it points to, or only reads.
+#[derive(Clone, Copy)]
+struct Raw<P>(P);
+
+// SAFETY: see the type; the kernels say at each use why parts do not overlap.
+unsafe impl<P> Send for Raw<P> {}
+// SAFETY: as above.
+unsafe impl<P> Sync for Raw<P> {}
+
+impl<P: Copy> Raw<P> {
+    fn get(&self) -> P {
+        self.0
+    }
+}
+
+/// Memory that a thread keeps from one kernel to the next.
+#[derive(Default)]
+struct Buffer(Cell<Vec<f32>>);
+
+trait Buffers {
+    /// Lends the vector, with whatever it held.
+    fn with_buffer<R>(&'static self, f: impl FnOnce(&mut Vec<f32>) -> R) -> R;
+    /// Lends `n` numbers that start at a cache line, with whatever they were.
+    fn with_buffer_of<R>(&'static self, n: usize, f: impl FnOnce(*mut f32) -> R) -> R;
+}
+
+impl Buffers for LocalKey<Buffer> {
+    fn with_buffer<R>(&'static self, f: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+        // A kernel inside a kernel's task would find an empty one, never the same.
+        let mut vector = self.with(|b| b.0.take());
+        let result = f(&mut vector);
+        self.with(|b| b.0.set(vector));
+        result
+    }
+
+    fn with_buffer_of<R>(&'static self, n: usize, f: impl FnOnce(*mut f32) -> R) -> R {
+        const LINE: usize = 64;
+        self.with_buffer(|vector| {
+            if vector.len() < n + LINE / 4 {
+                vector.resize(n + LINE / 4, 0.0);
+            }
+            let offset = vector.as_ptr().align_offset(LINE);
+            f(vector[offset..].as_mut_ptr())
+        })
+    }
+}
+
+/// Attributes of a node.
+struct Settings {
+    ints: Vec<(&'static str, Vec<i64>)>,
+    epsilon: f32,
+}
+
+impl Settings {
+    fn list(&self, name: &str) -> &[i64] {
+        self.ints.iter().find(|(n, _)| *n == name).map_or(&[], |(_, v)| v)
+    }
+
+    fn pair(&self, name: &str) -> Result<[usize; 2]> {
+        let list = self.list(name);
+        let pair = |list: &[i64]| Some([usize::try_from(*list.first()?).ok()?, usize::try_from(*list.get(1)?).ok()?]);
+        pair(list).ok_or_else(|| Error::new(format!("attribute `{name}` is {list:?}")))
+    }
+}
+
+type Shapes = fn(&Settings, &[Vec<usize>]) -> Result<Vec<Vec<usize>>>;
+type Compute = fn(&Settings, &[Input<'_>], &mut [&mut [f32]], &dyn Pool) -> Result<()>;
+
+/// An operator as data.
+#[derive(Clone, Copy)]
+struct Op {
+    name: &'static str,
+    /// Inputs and outputs, and how many of the last may be left out.
+    inputs: (usize, usize),
+    outputs: (usize, usize),
+    ints: &'static [&'static str],
+    shapes: Shapes,
+    compute: Compute,
+}
+
+struct Input<'a> {
+    shape: Vec<usize>,
+    data: &'a [f32],
+}
+
+const OPS: [Op; 5] = [
+    Op {
+        name: "Conv",
+        inputs: (3, 1),
+        outputs: (1, 0),
+        ints: &["strides", "dilations", "pads", "group"],
+        shapes: |s, x| Ok(vec![output_shape(s, of(x, 0)?, of(x, 1)?)?]),
+        compute: |s, x, y, pool| {
+            let shape = output_shape(s, &x[0].shape, &x[1].shape)?;
+            let g = geometry(s, &x[0].shape, &x[1].shape, &shape)?;
+            conv::forward(&g, x[0].data, x[1].data, x.get(2).map(|b| b.data), y[0], level(), pool)
+        },
+    },
+    Op {
+        name: "ConvInputGrad",
+        inputs: (2, 0),
+        outputs: (1, 0),
+        ints: &["strides", "dilations", "pads", "group", "input_shape"],
+        shapes: |s, x| Ok(vec![input_shape(s, of(x, 0)?, of(x, 1)?)?]),
+        compute: |s, x, y, pool| {
+            let shape = input_shape(s, &x[0].shape, &x[1].shape)?;
+            let g = geometry(s, &shape, &x[1].shape, &x[0].shape)?;
+            conv::input_gradient(&g, x[0].data, x[1].data, y[0], false, level(), pool)
+        },
+    },
+    Op {
+        name: "ConvWeightGrad",
+        inputs: (2, 0),
+        outputs: (1, 0),
+        ints: &["strides", "dilations", "pads", "group", "kernel_shape"],
+        shapes: |s, x| Ok(vec![weight_shape(s, of(x, 0)?, of(x, 1)?)?]),
+        compute: |s, x, y, pool| {
+            let weight = weight_shape(s, &x[0].shape, &x[1].shape)?;
+            let g = geometry(s, &x[0].shape, &weight, &x[1].shape)?;
+            conv::weight_gradient(&g, x[0].data, x[1].data, y[0], level(), pool)
+        },
+    },
+    Op {
+        name: "BatchNorm",
+        inputs: (4, 1),
+        outputs: (3, 0),
+        ints: &["relu"],
+        shapes: |_, x| Ok(vec![of(x, 0)?.to_vec(), of(x, 1)?.to_vec(), of(x, 1)?.to_vec()]),
+        compute: |s, x, y, pool| {
+            let [y, mean, variance] = y else { return Err(Error::new("an output is missing")) };
+            let (gains, residual) = ([x[1].data, x[2].data], x.get(3).map(|r| r.data));
+            let planes = planes(&x[0].shape)?;
+            norm::forward(planes, x[0].data, gains, residual, s.epsilon, after(s), y, [mean, variance], level(), pool)
+        },
+    },
+    Op {
+        name: "BatchNormGrad",
+        inputs: (7, 1),
+        outputs: (4, 1),
+        ints: &["relu"],
+        shapes: |_, x| {
+            let (x, c) = (of(x, 0)?, of(x, 2)?);
+            Ok([x, c, c, x].map(<[usize]>::to_vec).to_vec())
+        },
+        compute: |s, x, y, pool| {
+            let [dx, dgain, dbias, rest @ ..] = y else { return Err(Error::new("an output is missing")) };
+            let known = Known {
+                x: x[0].data,
+                dy: x[1].data,
+                gain: x[2].data,
+                bias: x[3].data,
+                mean: x[4].data,
+                variance: x[5].data,
+                y: x.get(6).map(|y| y.data),
+                epsilon: s.epsilon,
+                after: after(s),
+            };
+            let residual = rest.first_mut().map(|r| &mut **r);
+            norm::gradient(planes(&x[0].shape)?, &known, dx, [dgain, dbias], residual, level(), pool)
+        },
+    },
+];
+
+fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(Level::best)
+}
+
+fn of(shapes: &[Vec<usize>], i: usize) -> Result<&[usize]> {
+    shapes.get(i).map(Vec::as_slice).ok_or_else(|| Error::new(format!("the shape of input {i} is not known")))
+}
+
+fn after(s: &Settings) -> After {
+    if s.list("relu") == [1] { After::Relu } else { After::Nothing }
+}
+
+fn planes(x: &[usize]) -> Result<Planes> {
+    let [n, c, rest @ ..] = x else { return Err(Error::new(format!("an input of shape {x:?}"))) };
+    Ok(Planes { n: *n, c: *c, plane: rest.iter().product() })
+}
+
+fn four(shape: &[usize]) -> Result<[usize; 4]> {
+    shape.try_into().map_err(|_| Error::new(format!("a tensor of shape {shape:?} instead of four dimensions")))
+}
+
+fn output_shape(s: &Settings, x: &[usize], weight: &[usize]) -> Result<Vec<usize>> {
+    let (x, w) = (four(x)?, four(weight)?);
+    let (strides, dilations) = (s.pair("strides")?, s.pair("dilations")?);
+    let pads = s.list("pads");
+    let mut y = vec![x[0], w[0]];
+    for i in 0..2 {
+        let padded = x[2 + i] as i64 + pads.iter().skip(i).step_by(2).sum::<i64>();
+        let extent = (dilations[i] * (w[2 + i] - 1) + 1) as i64;
+        if padded < extent || strides[i] == 0 {
+            return Err(Error::new(format!("a window of {w:?} does not fit an input of {x:?} with pads {pads:?}")));
+        }
+        y.push((padded - extent) as usize / strides[i] + 1);
+    }
+    Ok(y)
+}
+
+fn input_shape(s: &Settings, dy: &[usize], weight: &[usize]) -> Result<Vec<usize>> {
+    let (dy, w, [h, width]) = (four(dy)?, four(weight)?, s.pair("input_shape")?);
+    Ok(vec![dy[0], w[1] * groups(s), h, width])
+}
+
+fn weight_shape(s: &Settings, x: &[usize], dy: &[usize]) -> Result<Vec<usize>> {
+    let (x, dy, [h, width]) = (four(x)?, four(dy)?, s.pair("kernel_shape")?);
+    Ok(vec![dy[1], x[1] / groups(s), h, width])
+}
+
+fn groups(s: &Settings) -> usize {
+    s.list("group").first().map_or(1, |g| (*g).max(1) as usize)
+}
+
+fn geometry(s: &Settings, x: &[usize], weight: &[usize], y: &[usize]) -> Result<Geometry> {
+    let ([n, c, ix, jx], [m, _, kernel, wide], [_, _, iy, jy]) = (four(x)?, four(weight)?, four(y)?);
+    Ok(Geometry {
+        n,
+        c,
+        m,
+        groups: groups(s),
+        input: [ix, jx],
+        output: [iy, jy],
+        kernel: [kernel, wide],
+        strides: s.pair("strides")?,
+        dilations: s.pair("dilations")?,
+        begin: s.pair("pads")?,
+    })
+}
+
+fn to_ort(e: Error) -> ort::Error {
+    ort::Error::new(e.cause().to_owned())
+}
+
+impl Operator for Op {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let (all, optional) = self.inputs;
+        let input = move |i| match i + optional < all {
+            true => OperatorInput::required(Float32),
+            false => OperatorInput::optional(Float32),
+        };
+        (0..all).map(input)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        let (all, optional) = self.outputs;
+        let output = move |i| match i + optional < all {
+            true => OperatorOutput::required(Float32),
+            false => OperatorOutput::optional(Float32),
+        };
+        (0..all).map(output)
+    }
+
+    fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        let int = |name: &str| node.get::<Vec<i64>>(name).or_else(|| node.get::<i64>(name).map(|v| vec![v]));
+        let ints = self.ints.iter().map(|name| (*name, int(name).unwrap_or_default())).collect();
+        let settings = Settings { ints, epsilon: node.get("epsilon").unwrap_or(1e-5) };
+        let outputs = node.outputs()?.len();
+        Ok(Box::new(Instance { op: *self, settings, outputs }))
+    }
+
+    fn infer_shape(&self, c: &mut ShapeInferenceContext) -> ort::Result<()> {
+        let read = |name: &&'static str| {
+            let int = c.attr::<i64>(name).map(|v| vec![v]);
+            (*name, c.attr::<Vec<i64>>(name).or(int).unwrap_or_default())
+        };
+        let settings = Settings { ints: self.ints.iter().map(read).collect(), epsilon: 0.0 };
+        let known = |ty: &ValueType| match ty {
+            ValueType::Tensor { shape, .. } => shape.iter().map(|d| usize::try_from(*d).ok()).collect(),
+            _ => None,
+        };
+        let inputs: Option<Vec<Vec<usize>>> = c.inputs().iter().map(known).collect();
+        let Some(inputs) = inputs else { return Ok(()) };
+        let shapes = (self.shapes)(&settings, &inputs).map_err(to_ort)?;
+        for (i, dims) in shapes.into_iter().enumerate() {
+            let shape = Shape::new(dims.iter().map(|d| *d as i64));
+            let ty = ValueType::Tensor { ty: Float32, shape, dimension_symbols: SymbolicDimensions::empty(dims.len()) };
+            // An optional output that the node leaves out has no place for a shape.
+            if c.set_output(i, &ty).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The kernel of one node.
+struct Instance {
+    op: Op,
+    settings: Settings,
+    outputs: usize,
+}
+
+impl Kernel for Instance {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let mut values = Vec::with_capacity(self.op.inputs.0);
+        for i in 0..context.num_inputs()? {
+            values.extend(context.input(i)?);
+        }
+        let mut inputs = Vec::with_capacity(values.len());
+        for value in &values {
+            let (shape, data) = value.try_extract_tensor::<f32>()?;
+            inputs.push(Input { shape: shape.iter().map(|d| *d as usize).collect(), data });
+        }
+        let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape.clone()).collect();
+        let shapes = (self.op.shapes)(&self.settings, &shapes).map_err(to_ort)?;
+        let mut values = Vec::with_capacity(self.outputs);
+        for (i, dims) in shapes.iter().enumerate().take(self.outputs) {
+            values.extend(context.output(i, dims.iter().map(|d| *d as i64).collect::<Vec<_>>())?);
+        }
+        let mut outputs = Vec::with_capacity(values.len());
+        for value in &mut values {
+            outputs.push(value.try_extract_tensor_mut::<f32>()?.1);
+        }
+        (self.op.compute)(&self.settings, &inputs, &mut outputs, context).map_err(to_ort)
+    }
+}
+
+/// The operators, for sessions to know.
+///
+/// # Errors
+/// When ONNX Runtime refuses them.
+pub fn domain() -> Result<Arc<OperatorDomain>> {
+    let mut domain = OperatorDomain::new(DOMAIN).map_err(ort_error)?;
+    for op in OPS {
+        domain = domain.add(op).map_err(ort_error)?;
+    }
+    Ok(Arc::new(domain))
+}

@@ -1,0 +1,353 @@
+//! Sixteen f32 lanes on every processor, and the choice of instructions at run time.
+//!
+//! A kernel is a [`Job`], generic over [`Lanes`]. [`run`] compiles it once per [`Level`] with that level's instructions enabled;
+//! `#[inline(always)]` on everything below it is what carries them down.
+
+/// Instructions a kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Whatever the target guarantees; compilers vectorize the arrays (NEON on AArch64).
+    Portable,
+    /// AVX2 with FMA: two registers of 8.
+    Avx2,
+    /// AVX-512F: one register of 16.
+    Avx512,
+}
+
+impl Level {
+    /// The levels this processor has, best last.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                levels.push(Self::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// Rows and vectors of the register tile of a matrix product.
+    pub fn tile(self) -> (usize, usize) {
+        match self {
+            Self::Portable => Array::TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::Avx2::TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::Avx512::TILE,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => Array::TILE,
+        }
+    }
+
+    /// The best level of this processor.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+}
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Sixteen f32 numbers in registers.
+///
+/// # Safety
+/// Methods may be called only inside a [`Job`] that [`run`] started for the level, and pointers must be good for the lanes that
+/// are read or written; they need no alignment.
+pub unsafe trait Lanes: Copy {
+    /// Rows and vectors of the register tile of a matrix product: as many as leave registers for its operands.
+    const TILE: (usize, usize);
+    /// Rows and columns of the register tile of dot products.
+    const DOTS: (usize, usize);
+    /// The same number in every lane.
+    unsafe fn splat(x: f32) -> Self;
+    /// Lanes from memory.
+    unsafe fn load(p: *const f32) -> Self;
+    /// Lanes to memory.
+    unsafe fn store(self, p: *mut f32);
+    /// The first `n` < 16 lanes from memory, 0 in the others.
+    unsafe fn load_first(p: *const f32, n: usize) -> Self;
+    /// The first `n` < 16 lanes to memory.
+    unsafe fn store_first(self, p: *mut f32, n: usize);
+    /// Lanewise sum.
+    unsafe fn add(self, other: Self) -> Self;
+    /// Lanewise difference.
+    unsafe fn sub(self, other: Self) -> Self;
+    /// self · a + b.
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// max(self, 0).
+    unsafe fn relu(self) -> Self;
+    /// Lanes of self where `mask` > 0, 0 elsewhere.
+    unsafe fn keep_where_positive(self, mask: Self) -> Self;
+    /// Sum over the lanes.
+    unsafe fn sum(self) -> f32;
+}
+
+/// A computation that is compiled for every level.
+pub trait Job {
+    /// Does it. Implementations are `#[inline(always)]`, and so is everything they call with `L`; closures are not, so inner loops
+    /// have none.
+    ///
+    /// # Safety
+    /// Only [`run`] calls this: the processor has the instructions of `L`.
+    unsafe fn run<L: Lanes>(&self);
+}
+
+/// Runs a job with the instructions of `level`.
+///
+/// # Safety
+/// The processor must have them ([`Level::available`]), and what the job says of its pointers must hold.
+pub unsafe fn run(level: Level, job: &impl Job) {
+    // SAFETY: the caller promises what the level needs.
+    unsafe {
+        match level {
+            Level::Portable => job.run::<Array>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86::avx2(job),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86::avx512(job),
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => job.run::<Array>(),
+        }
+    }
+}
+
+/// Lanes the compiler vectorizes with what the target has.
+#[derive(Clone, Copy)]
+struct Array([f32; LANES]);
+
+impl Array {
+    #[inline(always)]
+    fn map2(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let mut out = self.0;
+        for (o, x) in out.iter_mut().zip(other.0) {
+            *o = f(*o, x);
+        }
+        Self(out)
+    }
+}
+
+// SAFETY: plain Rust on what the caller's pointers are good for.
+unsafe impl Lanes for Array {
+    // 32 registers of 4 on AArch64.
+    const TILE: (usize, usize) = (6, 1);
+    const DOTS: (usize, usize) = (2, 3);
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Self(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        let mut out = [0.0; LANES];
+        for (i, o) in out.iter_mut().enumerate().take(n) {
+            *o = unsafe { *p.add(i) };
+        }
+        Self(out)
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        for (i, x) in self.0.iter().enumerate().take(n) {
+            unsafe { *p.add(i) = *x };
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.map2(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.map2(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        let mut out = b.0;
+        for i in 0..LANES {
+            // A fused operation without the instruction for it is a slow library call.
+            let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+            out[i] = if fused { self.0[i].mul_add(a.0[i], out[i]) } else { self.0[i] * a.0[i] + out[i] };
+        }
+        Self(out)
+    }
+    #[inline(always)]
+    unsafe fn relu(self) -> Self {
+        self.map2(self, |a, _| if a > 0.0 { a } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn keep_where_positive(self, mask: Self) -> Self {
+        self.map2(mask, |a, m| if m > 0.0 { a } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let x = self.0;
+        let quarter = |i: usize| (x[i] + x[i + 8]) + (x[i + 4] + x[i + 12]);
+        (quarter(0) + quarter(2)) + (quarter(1) + quarter(3))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Job, LANES, Lanes};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2<J: Job>(job: &J) {
+        unsafe { job.run::<Avx2>() }
+    }
+
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub unsafe fn avx512<J: Job>(job: &J) {
+        unsafe { job.run::<Avx512>() }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256, __m256);
+
+    // SAFETY: the intrinsics need AVX2 and FMA, which the level stands for.
+    unsafe impl Lanes for Avx2 {
+        // 16 registers: 12 sums, 2 of a column, 1 of a row.
+        const TILE: (usize, usize) = (6, 1);
+        const DOTS: (usize, usize) = (2, 3);
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            let v = unsafe { _mm256_set1_ps(x) };
+            Self(v, v)
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(p, self.0);
+                _mm256_storeu_ps(p.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> Self {
+            let mut out = [0.0; LANES];
+            for (i, o) in out.iter_mut().enumerate().take(n) {
+                *o = unsafe { *p.add(i) };
+            }
+            unsafe { Self::load(out.as_ptr()) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut f32, n: usize) {
+            let mut out = [0.0; LANES];
+            unsafe { self.store(out.as_mut_ptr()) };
+            for (i, x) in out.iter().enumerate().take(n) {
+                unsafe { *p.add(i) = *x };
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(self, o: Self) -> Self {
+            unsafe { Self(_mm256_add_ps(self.0, o.0), _mm256_add_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, o: Self) -> Self {
+            unsafe { Self(_mm256_sub_ps(self.0, o.0), _mm256_sub_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0), _mm256_fmadd_ps(self.1, a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn relu(self) -> Self {
+            let zero = unsafe { _mm256_setzero_ps() };
+            unsafe { Self(_mm256_max_ps(self.0, zero), _mm256_max_ps(self.1, zero)) }
+        }
+        #[inline(always)]
+        unsafe fn keep_where_positive(self, m: Self) -> Self {
+            unsafe {
+                let zero = _mm256_setzero_ps();
+                let (a, b) = (_mm256_cmp_ps::<_CMP_GT_OQ>(m.0, zero), _mm256_cmp_ps::<_CMP_GT_OQ>(m.1, zero));
+                Self(_mm256_and_ps(self.0, a), _mm256_and_ps(self.1, b))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let eight = _mm256_add_ps(self.0, self.1);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    // SAFETY: the intrinsics need AVX-512F, which the level stands for.
+    unsafe impl Lanes for Avx512 {
+        // 32 registers: 24 sums, 3 of a column, 1 of a row.
+        const TILE: (usize, usize) = (8, 3);
+        const DOTS: (usize, usize) = (4, 6);
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(x)) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { Self(_mm512_loadu_ps(p)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> Self {
+            unsafe { Self(_mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p)) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut f32, n: usize) {
+            unsafe { _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, o: Self) -> Self {
+            unsafe { Self(_mm512_add_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, o: Self) -> Self {
+            unsafe { Self(_mm512_sub_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            unsafe { Self(_mm512_fmadd_ps(self.0, a.0, b.0)) }
+        }
+        #[inline(always)]
+        unsafe fn relu(self) -> Self {
+            unsafe { Self(_mm512_max_ps(self.0, _mm512_setzero_ps())) }
+        }
+        #[inline(always)]
+        unsafe fn keep_where_positive(self, m: Self) -> Self {
+            unsafe {
+                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(m.0, _mm512_setzero_ps());
+                Self(_mm512_maskz_mov_ps(positive, self.0))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let high =
+                    _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))));
+                let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high));
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+    }
+}
