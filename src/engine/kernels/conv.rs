@@ -750,3 +750,124 @@ pub fn weight_gradient(
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Backwards, error, numbers};
+    use super::*;
+
+    /// Calls `f` with the places of X, W and Y of every product of the convolution.
+    fn products(g: &Geometry, mut f: impl FnMut(usize, usize, usize)) {
+        let (rows, channels) = (g.m / g.groups, g.c / g.groups);
+        for (n, m, c) in (0..g.n * g.m * channels).map(|i| (i / (g.m * channels), i / channels % g.m, i % channels)) {
+            let plane = n * g.c + m / rows * channels + c;
+            for (i, j) in (0..g.output[0] * g.output[1]).map(|p| (p / g.output[1], p % g.output[1])) {
+                for t in 0..g.taps() {
+                    let y = (i * g.strides[0] + t / g.kernel[1] * g.dilations[0]).checked_sub(g.begin[0]);
+                    let x = (j * g.strides[1] + t % g.kernel[1] * g.dilations[1]).checked_sub(g.begin[1]);
+                    if let (Some(y), Some(x)) = (y, x)
+                        && y < g.input[0]
+                        && x < g.input[1]
+                    {
+                        let from = (plane * g.input[0] + y) * g.input[1] + x;
+                        let to = ((n * g.m + m) * g.output[0] + i) * g.output[1] + j;
+                        f(from, (m * channels + c) * g.taps() + t, to);
+                    }
+                }
+            }
+        }
+    }
+
+    fn geometry(
+        [n, c, m, groups]: [usize; 4],
+        input: [usize; 2],
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        dilations: [usize; 2],
+        (begin, end): ([usize; 2], [usize; 2]),
+    ) -> Geometry {
+        let output =
+            [0, 1].map(|i| (input[i] + begin[i] + end[i] - dilations[i] * (kernel[i] - 1) - 1) / strides[i] + 1);
+        Geometry { n, c, m, groups, input, output, kernel, strides, dilations, begin }
+    }
+
+    /// Every level against the definition, in f64: forward with and without bias, both gradients, and adding to what is there.
+    fn agrees(g: &Geometry) {
+        let len = |a: usize, p: [usize; 2]| g.n * a * p[0] * p[1];
+        let (x, dy) = (numbers(1, len(g.c, g.input)), numbers(2, len(g.m, g.output)));
+        let (w, bias) = (numbers(3, g.m * g.c / g.groups * g.taps()), numbers(4, g.m));
+        let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
+        products(g, |i, j, k| {
+            y[k] += f64::from(x[i]) * f64::from(w[j]);
+            dx[i] += f64::from(dy[k]) * f64::from(w[j]);
+            dw[j] += f64::from(dy[k]) * f64::from(x[i]);
+        });
+        let plane = g.output[0] * g.output[1];
+        let with_bias: Vec<f64> = y.iter().enumerate().map(|(i, v)| v + f64::from(bias[i / plane % g.m])).collect();
+        for level in Level::available() {
+            // What is there before must not matter.
+            let mut got = vec![f32::NAN; y.len()];
+            forward(g, &x, &w, None, &mut got, level, &Backwards).expect("fits");
+            assert!(error(&got, &y) < 1e-5, "{level:?} forward {} {g:?}", error(&got, &y));
+            forward(g, &x, &w, Some(&bias), &mut got, level, &Backwards).expect("fits");
+            assert!(error(&got, &with_bias) < 1e-5, "{level:?} bias {} {g:?}", error(&got, &with_bias));
+            let mut got = vec![f32::NAN; dx.len()];
+            input_gradient(g, &dy, &w, &mut got, false, level, &Backwards).expect("fits");
+            assert!(error(&got, &dx) < 1e-5, "{level:?} input {} {g:?}", error(&got, &dx));
+            input_gradient(g, &dy, &w, &mut got, true, level, &Backwards).expect("fits");
+            let twice: Vec<f64> = dx.iter().map(|v| 2.0 * v).collect();
+            assert!(error(&got, &twice) < 1e-5, "{level:?} added {} {g:?}", error(&got, &twice));
+            let mut got = vec![f32::NAN; dw.len()];
+            weight_gradient(g, &x, &dy, &mut got, level, &Backwards).expect("fits");
+            assert!(error(&got, &dw) < 1e-5, "{level:?} weight {} {g:?}", error(&got, &dw));
+        }
+    }
+
+    #[test]
+    fn convolutions_of_every_kind_agree_with_the_definition() {
+        let (one, none) = ([1, 1], ([0, 0], [0, 0]));
+        let around = |p: usize| ([p, p], [p, p]);
+        agrees(&geometry([2, 16, 16, 1], [32, 32], [3, 3], one, one, around(1)));
+        agrees(&geometry([3, 5, 7, 1], [9, 11], [3, 3], one, one, around(1)));
+        agrees(&geometry([3, 8, 16, 1], [8, 8], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([2, 3, 10, 1], [13, 17], [5, 3], [3, 2], one, ([2, 1], [0, 3])));
+        agrees(&geometry([2, 4, 6, 1], [12, 12], [3, 3], one, [2, 3], around(2)));
+        agrees(&geometry([2, 4, 6, 1], [12, 10], [3, 2], [2, 3], [3, 2], around(2)));
+        agrees(&geometry([2, 6, 9, 3], [10, 10], [3, 3], one, one, around(1)));
+        agrees(&geometry([2, 20, 20, 20], [9, 9], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([4, 33, 17, 1], [7, 7], [1, 1], one, one, none));
+        agrees(&geometry([4, 9, 18, 1], [8, 8], [1, 1], [2, 2], one, none));
+        agrees(&geometry([1, 3, 20, 1], [16, 16], [4, 4], [4, 4], one, none));
+        agrees(&geometry([5, 70, 40, 1], [2, 2], [3, 3], one, one, around(1)));
+        agrees(&geometry([3, 2, 3, 1], [1, 1], [1, 1], one, one, none));
+        agrees(&geometry([1, 600, 4, 1], [5, 5], [1, 1], one, one, none));
+        agrees(&geometry([2, 1, 1, 1], [6, 50], [7, 7], one, one, around(5)));
+        // Rows of X that no window reads.
+        agrees(&geometry([2, 2, 3, 1], [8, 8], [2, 2], [3, 3], one, none));
+    }
+
+    #[test]
+    fn random_convolutions_agree_with_the_definition() {
+        for seed in 0..60 {
+            let r: Vec<usize> = numbers(100 + seed, 24).iter().map(|v| ((v + 1.0) * 500.0) as usize).collect();
+            let groups = 1 + r[0] % 3;
+            let kernel = [1 + r[1] % 4, 1 + r[2] % 4];
+            let dilations = [1 + r[3] % 2, 1 + r[4] % 2];
+            let pads = |i: usize| [r[i] % 3, r[i + 1] % 3];
+            let input = [0, 1].map(|i| dilations[i] * (kernel[i] - 1) + 1 + r[9 + i] % 20);
+            let sizes = [1 + r[11] % 4, groups * (1 + r[12] % 9), groups * (1 + r[13] % 19), groups];
+            let strides = [1 + r[14] % 3, 1 + r[15] % 3];
+            agrees(&geometry(sizes, input, kernel, strides, dilations, (pads(5), pads(7))));
+        }
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_errors() {
+        let g = geometry([1, 2, 3, 1], [4, 4], [3, 3], [1, 1], [1, 1], ([1, 1], [1, 1]));
+        let (x, w) = (vec![0.0; 32], vec![0.0; 54]);
+        let run = |w: &[f32], y: usize| forward(&g, &x, w, None, &mut vec![0.0; y], Level::best(), &Backwards);
+        assert!(run(&w, 48).is_ok());
+        assert!(run(&w, 47).is_err());
+        assert!(run(&w[1..], 48).is_err());
+    }
+}

@@ -101,6 +101,9 @@ impl Buffers for LocalKey<Buffer> {
     }
 }
 
+/// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
+const SCALARS: &[&str] = &["group", "relu"];
+
 /// Attributes of a node.
 struct Settings {
     ints: Vec<(&'static str, Vec<i64>)>,
@@ -315,8 +318,11 @@ impl Operator for Op {
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
-        let int = |name: &str| node.get::<Vec<i64>>(name).or_else(|| node.get::<i64>(name).map(|v| vec![v]));
-        let ints = self.ints.iter().map(|name| (*name, int(name).unwrap_or_default())).collect();
+        let read = |name: &&'static str| {
+            let one = || node.get::<i64>(name).map(|v| vec![v]);
+            (*name, if SCALARS.contains(name) { one() } else { node.get(name) }.unwrap_or_default())
+        };
+        let ints = self.ints.iter().map(read).collect();
         let settings = Settings { ints, epsilon: node.get("epsilon").unwrap_or(1e-5) };
         let outputs = node.outputs()?.len();
         Ok(Box::new(Instance { op: *self, settings, outputs }))
@@ -324,8 +330,8 @@ impl Operator for Op {
 
     fn infer_shape(&self, c: &mut ShapeInferenceContext) -> ort::Result<()> {
         let read = |name: &&'static str| {
-            let int = c.attr::<i64>(name).map(|v| vec![v]);
-            (*name, c.attr::<Vec<i64>>(name).or(int).unwrap_or_default())
+            let one = || c.attr::<i64>(name).map(|v| vec![v]);
+            (*name, if SCALARS.contains(name) { one() } else { c.attr(name) }.unwrap_or_default())
         };
         let settings = Settings { ints: self.ints.iter().map(read).collect(), epsilon: 0.0 };
         let known = |ty: &ValueType| match ty {
@@ -389,4 +395,34 @@ pub fn domain() -> Result<Arc<OperatorDomain>> {
         domain = domain.add(op).map_err(ort_error)?;
     }
     Ok(Arc::new(domain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pool;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Runs tasks one after the other, last one first.
+    pub(super) struct Backwards;
+
+    impl Pool for Backwards {
+        fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..n).rev().for_each(task);
+        }
+    }
+
+    /// Numbers in −1..1.
+    pub(super) fn numbers(seed: u64, n: usize) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    /// Largest difference, relative to the largest number.
+    pub(super) fn error(got: &[f32], want: &[f64]) -> f64 {
+        assert_eq!(got.len(), want.len());
+        let largest = want.iter().fold(1e-30, |m: f64, w| m.max(w.abs()));
+        let difference = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs());
+        difference.fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) }) / largest
+    }
 }

@@ -472,3 +472,85 @@ pub fn gradient(
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Backwards, error, numbers};
+    use super::*;
+
+    const EPSILON: f32 = 1e-3;
+
+    /// Every level against the definition, in f64.
+    fn agrees(planes: Planes, after: After, added: bool) {
+        let Planes { n, c, plane } = planes;
+        // A mean far from 0, for which squares must not be subtracted.
+        let x: Vec<f32> = numbers(1, planes.len()).iter().map(|v| v + 30.0).collect();
+        let (dy, other) = (numbers(2, x.len()), numbers(3, x.len()));
+        let (gain, bias) = (numbers(4, c), numbers(5, c));
+        let residual = added.then_some(other.as_slice());
+        let at = |channel: usize| (0..n * plane).map(move |i| (i / plane * c + channel) * plane + i % plane);
+        let (mut mean, mut variance) = (vec![0.0; c], vec![0.0; c]);
+        let (mut y, mut masked, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; x.len()]);
+        let (mut dgain, mut dbias) = (vec![0.0; c], vec![0.0; c]);
+        let count = (n * plane) as f64;
+        for k in 0..c {
+            mean[k] = at(k).map(|i| f64::from(x[i])).sum::<f64>() / count;
+            variance[k] = at(k).map(|i| (f64::from(x[i]) - mean[k]).powi(2)).sum::<f64>() / count;
+            let rstd = 1.0 / (variance[k] + f64::from(EPSILON)).sqrt();
+            let hat = |i: usize| (f64::from(x[i]) - mean[k]) * rstd;
+            for i in at(k) {
+                let v = f64::from(gain[k]) * hat(i) + f64::from(bias[k]) + residual.map_or(0.0, |r| f64::from(r[i]));
+                y[i] = if after == After::Relu { v.max(0.0) } else { v };
+                masked[i] = if after == After::Relu && v <= 0.0 { 0.0 } else { f64::from(dy[i]) };
+            }
+            dbias[k] = at(k).map(|i| masked[i]).sum();
+            dgain[k] = at(k).map(|i| masked[i] * hat(i)).sum();
+            for i in at(k) {
+                dx[i] = f64::from(gain[k]) * rstd * (masked[i] - dbias[k] / count - hat(i) * dgain[k] / count);
+            }
+        }
+        for level in Level::available() {
+            let mut got = vec![f32::NAN; x.len()];
+            let (mut mu, mut v) = (vec![f32::NAN; c], vec![f32::NAN; c]);
+            let stats = [mu.as_mut_slice(), v.as_mut_slice()];
+            forward(planes, &x, [&gain, &bias], residual, EPSILON, after, &mut got, stats, level, &Backwards)
+                .expect("fits");
+            let context = format!("{level:?} {planes:?} {after:?} {added}");
+            assert!(error(&got, &y) < 2e-5, "Y {} {context}", error(&got, &y));
+            assert!(error(&mu, &mean) < 1e-6, "mean {} {context}", error(&mu, &mean));
+            assert!(error(&v, &variance) < 1e-5, "variance {} {context}", error(&v, &variance));
+            let kept = got.clone();
+            let known = Known {
+                x: &x,
+                dy: &dy,
+                y: added.then_some(kept.as_slice()),
+                gain: &gain,
+                bias: &bias,
+                mean: &mu,
+                variance: &v,
+                epsilon: EPSILON,
+                after,
+            };
+            let (mut dg, mut db, mut dr) = (vec![f32::NAN; c], vec![f32::NAN; c], vec![f32::NAN; x.len()]);
+            let gains = [dg.as_mut_slice(), db.as_mut_slice()];
+            gradient(planes, &known, &mut got, gains, added.then_some(&mut dr), level, &Backwards).expect("fits");
+            for (name, got, want) in [("X", &got, &dx), ("gain", &dg, &dgain), ("bias", &db, &dbias)] {
+                assert!(error(got, want) < 5e-5, "{name} {} {context}", error(got, want));
+            }
+            if added {
+                assert!(error(&dr, &masked) < 1e-7, "residual {} {context}", error(&dr, &masked));
+            }
+        }
+    }
+
+    #[test]
+    fn normalizations_agree_with_the_definition() {
+        for (n, c, plane) in [(4, 3, 64), (20, 5, 9), (1, 2, 257), (33, 1, 16), (2, 4, 50), (3, 2, 1)] {
+            for after in [After::Nothing, After::Relu] {
+                for added in [false, true] {
+                    agrees(Planes { n, c, plane }, after, added);
+                }
+            }
+        }
+    }
+}
