@@ -1,6 +1,7 @@
 //! Every integration test in one binary.
 
 mod bad_input;
+mod bad_input_cli;
 mod common;
 mod docs;
 mod doctor;

@@ -27,7 +27,7 @@ pub fn find_logits(graph: &Graph, name: Option<&str>) -> Result<ValueId> {
     let shape = &graph.ty(logits)?.shape;
     if shape.len() < 2 || shape[2..].iter().any(|d| *d != 1) {
         return Err(Error::new(format!("output `{}` has shape {shape:?}, not [batch, classes]", graph[*output].name))
-            .hint(format!("choose the logits with --output; the outputs are {}", names())));
+            .hint(format!("choose the logits with --logits; the outputs are {}", names())));
     }
     Ok(logits)
 }

@@ -1,7 +1,7 @@
 //! `bisam bench`: median step time, peak memory, time per stage.
 
 use super::inspect::dimension;
-use super::{Global, StepArgs};
+use super::{Global, StepArgs, at_least_one};
 use crate::adapt::untie;
 use crate::engine::Program;
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub struct Args {
     /// The model
     model: PathBuf,
     /// Samples in a batch
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     batch: usize,
     /// Steps timed, after two that are not
     #[arg(long, default_value_t = 10)]
@@ -91,8 +91,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         per(stage.update),
         peak / 1_000_000
     );
-    global.print(&value, &text);
-    Ok(())
+    global.print(&value, &text)
 }
 
 /// Largest resident size of this process so far; 0 where the system does not tell.

@@ -1,6 +1,6 @@
 //! `bisam build`: the stages of a training step as plain ONNX files.
 
-use super::{Global, StepArgs};
+use super::{Global, StepArgs, at_least_one};
 use crate::adapt::untie;
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
@@ -16,7 +16,7 @@ pub struct Args {
     /// The model
     model: PathBuf,
     /// Samples in a batch
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     batch: usize,
     #[command(flatten)]
     step: StepArgs,
@@ -65,6 +65,5 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         stages.eval.nodes.len(),
         stages.params.len()
     );
-    global.print(&serde_json::json!({"folder": args.output, "grad_nodes": stages.grad.nodes.len()}), &summary);
-    Ok(())
+    global.print(&serde_json::json!({"folder": args.output, "grad_nodes": stages.grad.nodes.len()}), &summary)
 }

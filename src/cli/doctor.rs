@@ -42,7 +42,7 @@ pub fn run(global: &Global) -> Result<()> {
         Some((missing, hint)) => lines.extend([format!("CUDA          {missing}"), format!("              {hint}")]),
     }
     lines.extend(skipped.iter().map(|error| format!("passed over   {error}")));
-    global.print(&value, &lines.join("\n"));
+    global.print(&value, &lines.join("\n"))?;
     match cuda.missing {
         Some((missing, hint)) if global.device != Device::Cpu => {
             Err(Error::new(format!("`{}` cannot be had: {missing}", global.device)).in_file(&runtime.path).hint(hint))

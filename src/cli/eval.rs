@@ -1,6 +1,6 @@
 //! `bisam eval`: accuracy and loss on a data set.
 
-use super::Global;
+use super::{Global, at_least_one};
 use crate::error::Result;
 use crate::onnx::import;
 use crate::train::{Recipe, evaluate_model};
@@ -15,11 +15,11 @@ pub struct Args {
     /// Data as FORMAT:PATH
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// train, valid or test
-    #[arg(long, default_value = "test")]
+    /// The part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "valid", "test"])]
     split: String,
     /// Samples in a batch
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     batch_size: usize,
 }
 
@@ -38,9 +38,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         }
     };
     let (loss, accuracy, samples) =
-        evaluate_model(&engine, &model.graph, &args.data, &args.split, normalization, args.batch_size, &mut note)?;
+        evaluate_model(&engine, &model.graph, &args.data, &args.split, normalization, args.batch_size, &mut note)
+            .map_err(|e| e.in_file(&args.model))?;
     let value = json!({"split": args.split, "samples": samples, "accuracy": accuracy, "loss": loss});
     let text = format!("{} accuracy {:.2} % ({samples} samples), loss {loss:.4}", args.split, accuracy * 100.0);
-    global.print(&value, &text);
-    Ok(())
+    global.print(&value, &text)
 }

@@ -42,15 +42,17 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     let model = import(&args.model)?;
     let arrays = read_npz(&args.inputs)?;
+    let array = |name: &str| {
+        arrays.get(name).ok_or_else(|| {
+            let have = arrays.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Error::new(format!("there is no array `{name}`")).in_file(&args.inputs).hint(format!("it holds {have}"))
+        })
+    };
     let graph = with_all_initializers(&model);
     let mut shapes = BTreeMap::new();
     for v in &graph.inputs {
         let name = &graph[*v].name;
-        let array = arrays.get(name).ok_or_else(|| {
-            let have = arrays.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Error::new(format!("there is no array `{name}`")).in_file(&args.inputs).hint(format!("it holds {have}"))
-        })?;
-        shapes.insert(name.clone(), array.shape().to_vec());
+        shapes.insert(name.clone(), array(name)?.shape().to_vec());
     }
     let batch = shapes.values().find_map(|s| s.first().copied()).unwrap_or(1);
     let sizes = Sizes { batch, shapes, ..Sizes::default() };
@@ -67,8 +69,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     for v in &g.graph.inputs {
         let name = &g.graph[*v].name;
         let key = if g.labels.as_ref() == Some(name) { "labels" } else { name };
-        let array =
-            arrays.get(key).ok_or_else(|| Error::new(format!("there is no array `{key}`")).in_file(&args.inputs))?;
+        let array = array(key)?;
         let want = g.graph.ty(*v)?;
         let cast = match (array.dtype(), want.dtype) {
             (a, b) if a == b => array.clone(),
@@ -91,7 +92,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let labels = given.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_i64()).unwrap_or_default();
         let wrong = labels.iter().find(|l| **l < 0 || classes.is_some_and(|c| **l >= c as i64));
         if let (Some(l), Some(c)) = (wrong, classes) {
-            return Err(Error::new(format!("label {l} is not in 0..{c}")).in_file(&args.inputs));
+            return Err(Error::new(format!("label {l} is not in 0..{c}"))
+                .in_file(&args.inputs)
+                .hint(format!("the model has {c} classes, counted from 0")));
         }
     }
     let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -106,6 +109,5 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     write_npz(&args.output, &out)?;
     let loss = out.get("loss").map_or(f64::NAN, |t| t.to_f64()[0]);
     let value = serde_json::json!({"loss": loss, "gradients": g.of.len(), "file": args.output});
-    global.print(&value, &format!("loss {loss:.6}, {} gradients in {}", g.of.len(), args.output.display()));
-    Ok(())
+    global.print(&value, &format!("loss {loss:.6}, {} gradients in {}", g.of.len(), args.output.display()))
 }

@@ -1,8 +1,8 @@
 //! `bisam gradcheck`: a model's gradient against finite differences.
 
-use super::Global;
-use super::inspect::{batch, dimension, print};
+use super::inspect::{dimension, print};
 use super::page::{Page, Tone, cell, number, shape, shorten};
+use super::{Global, at_least_one};
 use crate::adapt::{Mode, untie};
 use crate::error::{Error, Result};
 use crate::onnx::import;
@@ -19,7 +19,7 @@ pub struct Args {
     /// The ONNX file.
     model: PathBuf,
     /// Samples in the batch.
-    #[arg(long, default_value_t = 4, value_parser = batch)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     batch: usize,
     /// What inputs, labels and directions are drawn from.
     #[arg(long, default_value_t = 0)]
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
     /// Random directions for each parameter.
-    #[arg(long, default_value_t = 3, value_parser = batch)]
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     directions: usize,
     /// Largest relative error of a right gradient, beyond what the measurement can tell.
     #[arg(long, default_value_t = 0.01)]

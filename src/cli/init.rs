@@ -44,6 +44,5 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "tensors": graph.params().len(),
         "untied": untied.len(),
     });
-    global.print(&value, &text);
-    Ok(())
+    global.print(&value, &text)
 }

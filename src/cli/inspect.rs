@@ -1,7 +1,7 @@
 //! `bisam inspect`: what a model is, what a step on it costs, and what stands in the way of training it.
 
-use super::Global;
 use super::page::{Cell, Page, Tone, bytes, cell, count, number, shape, shorten};
+use super::{Global, at_least_one, write_out};
 use crate::error::{Error, Result};
 use crate::onnx::import;
 use crate::step::cost::Cost;
@@ -24,7 +24,7 @@ pub struct Args {
     /// The ONNX file.
     model: PathBuf,
     /// Samples in a batch.
-    #[arg(long, default_value_t = 32, value_parser = batch)]
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
     /// Size of a dimension that the file leaves open; may be given several times.
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
@@ -32,14 +32,6 @@ pub struct Args {
     /// Show one node's neighbourhood instead; the name of the node or of one of its outputs.
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-}
-
-/// Reads a batch size.
-///
-/// # Errors
-/// Anything but a positive number.
-pub(super) fn batch(text: &str) -> Result<usize> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| Error::new("it must be a positive number"))
 }
 
 /// Reads `NAME=SIZE`.
@@ -78,10 +70,7 @@ pub(super) fn print<T: Serialize>(global: &Global, value: &T, show: impl FnOnce(
         show(&mut page);
         page.into_text()
     };
-    use std::io::Write;
-    // A reader that has seen enough (`head`) is no failure.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
-    Ok(())
+    write_out(&text)
 }
 
 fn overview(page: &mut Page, r: &Report, all: bool) {
@@ -358,6 +347,6 @@ mod tests {
     #[test]
     fn sizes_are_positive() {
         assert_eq!(dimension("sequence=12").ok(), Some(("sequence".into(), 12)));
-        assert!(dimension("sequence").is_err() && dimension("a=0").is_err() && batch("0").is_err());
+        assert!(dimension("sequence").is_err() && dimension("a=0").is_err());
     }
 }

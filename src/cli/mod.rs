@@ -14,6 +14,8 @@ mod verify;
 
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
+use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -60,22 +62,28 @@ impl Global {
         Engine::new(self.ort.as_deref(), self.threads, self.device)
     }
 
-    /// Prints a report to stdout. A reader that has seen enough, such as `head`, is no error.
-    fn print(&self, value: &serde_json::Value, text: &str) {
-        let mut out = std::io::stdout().lock();
-        let done = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{text}") };
-        if let Err(error) = done.and_then(|()| out.flush()).or_else(seen_enough) {
-            eprintln!("error: stdout: {error}");
-            std::process::exit(1);
-        }
+    /// Prints a report to stdout.
+    ///
+    /// # Errors
+    /// As [`write_out`].
+    fn print(&self, value: &serde_json::Value, text: &str) -> Result<()> {
+        write_out(&if self.json { format!("{value}\n") } else { format!("{text}\n") })
     }
 }
 
-fn seen_enough(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
+/// Writes to stdout. A reader that has seen enough, such as `head`, is no error.
+///
+/// # Errors
+/// An I/O error, such as a full disk.
+fn write_out(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::new(format!("stdout: {e}"))),
+        _ => Ok(()),
+    }
 }
 
-/// A number of threads.
+/// A number of threads or samples.
 fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number from 1 on is needed".to_owned())
 }
@@ -127,11 +135,11 @@ pub fn run(cli: &Cli) -> Result<()> {
 /// The axes of a step, each overriding the preset.
 #[derive(Debug, Default, Args)]
 pub struct StepArgs {
-    /// sgd, sam, bisam, bisam-tanh, asam or a-bisam
-    #[arg(long, value_name = "PRESET")]
+    /// Named combination of the axes below
+    #[arg(long, value_name = "PRESET", value_parser = PossibleValuesParser::new(Preset::ALL.map(|(_, name)| name)))]
     optimizer: Option<String>,
-    /// What the perturbation ascends: cross-entropy, neg-log or tanh
-    #[arg(long)]
+    /// What the perturbation ascends
+    #[arg(long, value_parser = ["cross-entropy", "neg-log", "tanh"])]
     ascent: Option<String>,
     /// Sharpness μ of the bound
     #[arg(long)]
@@ -148,8 +156,8 @@ pub struct StepArgs {
     /// η of the adaptive metric
     #[arg(long)]
     eta: Option<f32>,
-    /// Optimizer below the perturbation: sgd or adamw
-    #[arg(long)]
+    /// Optimizer below the perturbation
+    #[arg(long, value_parser = ["sgd", "adamw"])]
     base: Option<String>,
     /// Momentum of SGD
     #[arg(long)]
@@ -178,7 +186,7 @@ pub struct StepArgs {
     /// Operators of the gradient: fused has kernels of its own and runs on the CPU only, plain is standard ONNX (default: fused on
     /// the CPU, plain elsewhere)
     #[arg(long)]
-    kernels: Option<crate::step::Kernels>,
+    kernels: Option<Kernels>,
 }
 
 impl StepArgs {
@@ -186,8 +194,7 @@ impl StepArgs {
     ///
     /// # Errors
     /// A name that is not known, or kernels that the device does not have.
-    fn apply(&self, options: &mut crate::step::StepOptions, device: Device) -> Result<()> {
-        use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
+    fn apply(&self, options: &mut StepOptions, device: Device) -> Result<()> {
         if let Some(name) = &self.optimizer {
             let StepOptions { label_smoothing, kernels, .. } = *options;
             *options = StepOptions { label_smoothing, kernels, ..name.parse::<Preset>()?.options() };

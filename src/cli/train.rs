@@ -1,6 +1,6 @@
 //! `bisam train`.
 
-use super::{Global, StepArgs};
+use super::{Global, StepArgs, at_least_one};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     steps: Option<usize>,
     /// Samples in a batch
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     batch_size: Option<usize>,
     #[command(flatten)]
     step: StepArgs,
@@ -55,8 +55,8 @@ pub struct Args {
     /// Share of the training labels replaced by random ones
     #[arg(long)]
     label_noise: Option<f64>,
-    /// none, crop-flip or crop-flip-cutout
-    #[arg(long)]
+    /// Random changes to training images
+    #[arg(long, value_parser = ["none", "crop-flip", "crop-flip-cutout"])]
     augment: Option<String>,
     /// Share of the training samples held out for validation
     #[arg(long, value_name = "FRACTION")]
@@ -102,6 +102,11 @@ impl Args {
         }
         if let Some(data) = &self.data {
             r.data.clone_from(data);
+        }
+        if r.model.as_os_str().is_empty() {
+            return Err(
+                Error::new("no model is given").hint("name it on the command line, or as `model` in the recipe")
+            );
         }
         if r.data.is_empty() {
             return Err(
@@ -169,7 +174,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         }
         Err(e) => text += &format!("tract                could not check the file: {e}"),
     }
-    global.print(&value, &text);
+    global.print(&value, &text)?;
     match verdict {
         Ok(v) if !v.agrees => Err(Error::new("tract and ONNX Runtime differ about the exported model").in_file(&model)),
         _ => Ok(()),

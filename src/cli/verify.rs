@@ -1,6 +1,6 @@
 //! `bisam verify`: tract against ONNX Runtime.
 
-use super::Global;
+use super::{Global, at_least_one};
 use crate::error::{Error, Result};
 use crate::export::verify;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub struct Args {
     #[arg(long)]
     against: Option<PathBuf>,
     /// Samples in the batch
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     batch: usize,
     /// Largest absolute difference
     #[arg(long, default_value_t = 1e-4)]
@@ -37,6 +37,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         args.tolerance
     );
     let value = serde_json::to_value(&verdict).map_err(|e| Error::new(e.to_string()))?;
-    global.print(&value, &text);
+    global.print(&value, &text)?;
     if verdict.agrees { Ok(()) } else { Err(Error::new("the outputs differ").in_file(&args.model)) }
 }

@@ -101,7 +101,8 @@ fn read(dir: &Path, files: &[&str], variant: &Variant) -> Result<Dataset> {
             labels.extend(label.last().map(|l| i64::from(*l)));
             images.pixels.extend((0..PLANE).flat_map(|i| [planes[i], planes[PLANE + i], planes[2 * PLANE + i]]));
         }
-        check_labels(&labels[from..], variant.classes).map_err(|e| e.in_file(&file))?;
+        let hint = || format!("the file is damaged or not binary {}: download it again", variant.name);
+        check_labels(&labels[from..], variant.classes).map_err(|e| e.in_file(&file).hint(hint()))?;
     }
     Ok(Dataset { samples: Samples::Images(images), labels })
 }

@@ -214,7 +214,8 @@ fn check_labels(labels: &[i64], classes: usize) -> Result<()> {
 fn numbered_classes(sets: &[(&Path, &Dataset)]) -> Result<Vec<String>> {
     let mut classes = 0;
     for (file, set) in sets {
-        check_labels(&set.labels, MAX_CLASSES).map_err(|e| e.in_file(file))?;
+        check_labels(&set.labels, MAX_CLASSES)
+            .map_err(|e| e.in_file(file).hint("labels are class numbers, counted from 0"))?;
         classes = set.labels.iter().fold(classes, |n, label| n.max(*label + 1));
     }
     Ok((0..classes).map(|c| c.to_string()).collect())

@@ -7,8 +7,11 @@ use ndarray::{ArrayD, IxDyn, OwnedRepr};
 use ndarray_npy::{NpzReader, ReadNpyError, ReadNpzError};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::Path;
+use zip::ZipArchive;
+use zip::read::ZipFile;
+use zip::result::ZipError;
 
 const LABELS: &str = "labels";
 
@@ -30,14 +33,41 @@ pub(super) fn open(path: &Path) -> Result<Splits> {
 /// # Errors
 /// A file that cannot be read, or an array of a type this crate has no tensors of.
 pub fn read_npz(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let file = BufReader::new(File::open(path).file(path)?);
-    let mut reader = NpzReader::new(file).map_err(|e| Error::new(e.to_string()).in_file(path))?;
+    let open = || File::open(path).file(path).map(BufReader::new);
+    let damaged = |e: ZipError| {
+        let hint = "save the file again with np.savez, or copy it again";
+        Error::new(format!("not an npz archive, or cut short ({e})")).in_file(path).hint(hint)
+    };
+    let mut archive = ZipArchive::new(open()?).map_err(damaged)?;
+    for i in 0..archive.len() {
+        check_size(archive.by_index(i).map_err(damaged)?).map_err(|e| e.in_file(path))?;
+    }
+    let mut reader = NpzReader::new(open()?).map_err(|e| Error::new(e.to_string()).in_file(path))?;
     let mut arrays = BTreeMap::new();
     for name in reader.names().map_err(|e| Error::new(e.to_string()).in_file(path))? {
         let array = read(&mut reader, &name).map_err(|e| e.in_file(path))?;
         arrays.insert(name, array);
     }
     Ok(arrays)
+}
+
+/// Refuses an array whose header declares more elements than it has bytes: the reader would ask for memory for all of them.
+fn check_size(entry: ZipFile<'_, impl Read>) -> Result<()> {
+    let (name, bytes) = (entry.name().trim_end_matches(".npy").to_owned(), entry.size());
+    let mut head = Vec::new();
+    // A header that cannot be read is left to the reader.
+    let _ = entry.take(1 << 16).read_to_end(&mut head);
+    let head = String::from_utf8_lossy(&head);
+    let shape = head.split_once("'shape'").and_then(|(_, s)| Some(s.split_once('(')?.1.split_once(')')?.0));
+    let shape = shape.unwrap_or_default();
+    let dims: Vec<u64> = shape.split(',').filter_map(|d| d.trim().parse().ok()).collect();
+    // The other dimensions of an empty array must be possible too.
+    let elements = dims.iter().filter(|d| **d > 0).try_fold(1u64, |n, d| n.checked_mul(*d));
+    if elements.is_none_or(|n| n > i64::MAX as u64 || n > bytes && !dims.contains(&0)) {
+        let cause = format!("array `{name}` cannot have shape ({shape}) in {bytes} bytes");
+        return Err(Error::new(cause).hint("the file is damaged: save it again with np.savez"));
+    }
+    Ok(())
 }
 
 /// Writes arrays as an npz file, to a temporary name first.
@@ -154,7 +184,8 @@ fn try_read<T: ndarray_npy::ReadableElement>(reader: &mut Reader, name: &str) ->
     match reader.by_name::<OwnedRepr<T>, IxDyn>(name) {
         Ok(array) => Ok(Some(array)),
         Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(_))) => Ok(None),
-        Err(e) => Err(Error::new(format!("array `{name}` cannot be read: {e}"))),
+        Err(e) => Err(Error::new(format!("array `{name}` cannot be read: {e}"))
+            .hint("the file is damaged: save it again with np.savez")),
     }
 }
 
@@ -226,6 +257,11 @@ mod tests {
         assert!(cause(one().with("test_y", x()).with("test_labels", array![0i64, 1])).contains("no `test_x`"));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "not a zip").unwrap();
-        assert!(open(file.path()).unwrap_err().to_string().contains("zip"));
+        assert!(open(file.path()).unwrap_err().to_string().contains("not an npz archive"));
+        let empty = Archive::new().with("x", Array::<f32, _>::zeros((0, 30, 64)));
+        assert!(
+            cause(empty.with("labels", array![0i64])).contains("`x` is f32[0,30,64]"),
+            "an empty array is no damage"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A data set's format and place.
@@ -46,17 +46,26 @@ impl FromStr for Spec {
     }
 }
 
+impl Spec {
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Cifar10(path) | Self::Cifar100(path) | Self::Idx(path) | Self::Images(path) | Self::Npz(path) => path,
+        }
+    }
+}
+
 /// The form that [`Spec::from_str`] reads.
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (format, path) = match self {
-            Self::Cifar10(path) => ("cifar10", path),
-            Self::Cifar100(path) => ("cifar100", path),
-            Self::Idx(path) => ("idx", path),
-            Self::Images(path) => ("images", path),
-            Self::Npz(path) => ("npz", path),
+        let format = match self {
+            Self::Cifar10(_) => "cifar10",
+            Self::Cifar100(_) => "cifar100",
+            Self::Idx(_) => "idx",
+            Self::Images(_) => "images",
+            Self::Npz(_) => "npz",
         };
-        write!(f, "{format}:{}", path.display())
+        write!(f, "{format}:{}", self.path().display())
     }
 }
 

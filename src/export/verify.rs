@@ -53,7 +53,7 @@ pub fn verify(engine: &Engine, path: &Path, against: Option<&Path>, batch: usize
             let outputs = session.run(&given)?;
             Ok((session.outputs().to_vec(), outputs))
         };
-        run().map_err(|e: Error| e.in_file(&model.path))
+        run().map_err(|e: Error| e.in_file(&model.path).hint("`bisam inspect` shows what stands in the model's way"))
     };
     let (names, ours) = on_runtime(&model)?;
     let theirs: Vec<(Vec<usize>, Vec<f64>)> = match against {
@@ -110,7 +110,9 @@ fn probes(model: &Model, batch: usize) -> Result<Vec<(String, Tensor)>> {
     for v in &model.graph.inputs {
         let name = &model.graph[*v].name;
         let Source::Input(Declared { dtype, dims }) = &model.graph[*v].source else { continue };
-        let dims = dims.as_ref().ok_or_else(|| Error::new(format!("input `{name}` does not say its rank")))?;
+        let dims = dims.as_ref().ok_or_else(|| {
+            Error::new(format!("input `{name}` does not say its rank")).hint("export the model with a shape for it")
+        })?;
         let size = |(i, d): (usize, &Dim)| match d {
             Dim::Fixed(n) => *n,
             _ if i == 0 => batch,

@@ -118,14 +118,21 @@ pub fn save(model: &ModelProto, path: &Path) -> Result<()> {
     write_atomically(path, &bytes)
 }
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it.
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it. A link stays, and what it leads to is replaced;
+/// a device or pipe, such as `/dev/null`, is written to.
 ///
 /// # Errors
 /// An I/O error; `path` is then as it was.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).file(path)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).file(path)?;
-    file.persist(path).map_err(|e| e.error).file(path)?;
-    Ok(())
+    let write = |target: &Path| -> std::io::Result<()> {
+        if std::fs::metadata(target).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+            return std::fs::OpenOptions::new().write(true).open(target)?.write_all(bytes);
+        }
+        let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(target).map(drop).map_err(|e| e.error)
+    };
+    write(&path.canonicalize().unwrap_or_else(|_| path.to_owned())).file(path)
 }

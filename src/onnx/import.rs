@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// A dimension larger than this is a damaged file, not a model.
 const MAX_DIM: i64 = 1 << 31;
 
+/// More elements than any input has: a damaged file, not a model.
+const MAX_ELEMENTS: usize = 1 << 28;
+
 /// The oldest operator set read; versions before it have other broadcasting rules.
 const MIN_OPSET: i64 = 7;
 
@@ -40,14 +43,16 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
     let read = || -> Result<Model> {
         let bytes = std::fs::read(path).file(path)?;
         if bytes.is_empty() {
-            return Err(Error::new("the file is empty"));
+            return Err(Error::new("the file is empty").hint("export or copy the file again"));
         }
         let proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
             Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let mut graph = to_graph(&proto, folder)?;
+        let mut graph = to_graph(&proto, folder).map_err(|e| {
+            e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file")
+        })?;
         let roles = assign(&mut graph);
         graph.check()?;
         Ok(Model { path: path.to_owned(), proto, graph, roles })
@@ -78,7 +83,7 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
     for info in &g.input {
         // Before IR version 4 initializers were listed as inputs too.
         if !values.contains_key(&info.name) {
-            let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause()));
+            let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause())).hint_from(&e);
             let declared = declared(info).map_err(at)?;
             let v = graph.add_value(&info.name, None, Source::Input(declared));
             graph.inputs.push(v);
@@ -92,6 +97,9 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
             .map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
     }
     upgrade::upgrade(&mut graph)?;
+    if g.output.is_empty() {
+        crate::bail!("the model has no outputs");
+    }
     for info in &g.output {
         let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
         graph.outputs.push(*v);
@@ -119,7 +127,7 @@ fn constants(graph: &mut Graph, g: &GraphProto, files: &mut DataFiles) -> Result
     }
     for sparse in &g.sparse_initializer {
         let name = &sparse.values.name;
-        let at = |e: Error| Error::new(format!("sparse initializer `{name}`: {}", e.cause()));
+        let at = |e: Error| Error::new(format!("sparse initializer `{name}`: {}", e.cause())).hint_from(&e);
         let tensor = dense(sparse, files).map_err(at)?;
         values.insert(name.clone(), graph.add_value(name, None, Source::Constant(tensor)));
     }
@@ -133,7 +141,7 @@ fn dense(sparse: &onnx_protobuf::SparseTensorProto, files: &mut DataFiles) -> Re
     let (values, indices) = (files.read(&sparse.values)?, files.read(&sparse.indices)?);
     let flat = indices.to_i64().unwrap_or_default();
     let width = if indices.shape().len() == 2 { indices.shape()[1] } else { 1 };
-    let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n < MAX_DIM as usize);
+    let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_ELEMENTS);
     let mut out = vec![0.0; size.ok_or_else(|| Error::new("too large to write out"))?];
     for (index, value) in flat.chunks(width.max(1)).zip(values.to_f64()) {
         let linear = if indices.shape().len() == 2 {
@@ -163,6 +171,10 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
         Some(_) => Ok(Dim::Unknown),
     };
     let dims = t.shape.as_ref().map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>>>()).transpose()?;
+    let fixed = dims.iter().flatten().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None });
+    if fixed.clone().try_fold(1usize, |n, d| n.checked_mul(d)).is_none_or(|n| n > MAX_ELEMENTS) {
+        crate::bail!("shape {:?} has too many elements", fixed.collect::<Vec<_>>());
+    }
     Ok(Declared { dtype, dims })
 }
 
@@ -206,12 +218,16 @@ fn topological_order(nodes: &[NodeProto], constants: &HashMap<String, ValueId>) 
             }
         }
     }
-    match (0..nodes.len()).find(|i| waits[*i] > 0) {
-        None => Ok(order),
-        Some(i) => Err(Error::new("the graph has a cycle through this node")
-            .at_node(&nodes[i].op_type, display_name(&nodes[i]))
-            .hint("an ONNX graph must be acyclic; export the model again")),
+    let Some(mut i) = (0..nodes.len()).find(|i| waits[*i] > 0) else { return Ok(order) };
+    // A node that waits may only follow a cycle; what it waits for leads back into one.
+    let mut seen = HashSet::new();
+    while seen.insert(i) {
+        let makers = nodes[i].input.iter().filter_map(|n| maker.get(n.as_str()).copied());
+        i = makers.into_iter().find(|m| waits[*m] > 0).unwrap_or(i);
     }
+    Err(Error::new("the graph has a cycle through this node")
+        .at_node(&nodes[i].op_type, display_name(&nodes[i]))
+        .hint("an ONNX graph must be acyclic; export the model again"))
 }
 
 fn add_node(

@@ -7,13 +7,16 @@ use std::collections::HashMap;
 /// How deep functions may call each other; a deeper nest is a cycle.
 const MAX_DEPTH: usize = 64;
 
+/// More nodes than any model has once its functions are written out.
+const MAX_NODES: usize = 1 << 22;
+
 /// Copies of the graph's nodes with every call of a model-local function replaced by the function's body.
 ///
 /// Values inside a body get the call's node name (or first output) as a prefix. The second result gives the opsets that
 /// bodies import beside the model's.
 ///
 /// # Errors
-/// Functions that call themselves, or an attribute reference to nothing.
+/// Functions that call themselves, or that make too many nodes.
 pub(super) fn inline(model: &ModelProto) -> Result<Vec<NodeProto>> {
     let functions: HashMap<(&str, &str), &FunctionProto> =
         model.functions.iter().map(|f| ((f.domain.as_str(), f.name.as_str()), f)).collect();
@@ -37,8 +40,9 @@ fn expand(
         out.push(node);
         return Ok(());
     };
-    if depth == MAX_DEPTH {
-        return Err(Error::new("the function calls itself").at_node(&node.op_type, &node.name));
+    if depth == MAX_DEPTH || out.len() > MAX_NODES {
+        let cause = if depth == MAX_DEPTH { "the function calls itself" } else { "the functions make too many nodes" };
+        return Err(Error::new(cause).at_node(&node.op_type, &node.name));
     }
     let prefix =
         if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() };

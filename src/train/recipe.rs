@@ -2,7 +2,7 @@
 
 use super::schedule::{Schedule, Unit};
 use crate::adapt::Selection;
-use crate::data::Normalization;
+use crate::data::{Augment, Normalization};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
 use crate::step::StepOptions;
@@ -117,6 +117,7 @@ impl Recipe {
     /// Names the first setting out of its range.
     pub fn validate(&self) -> Result<()> {
         self.step.validate()?;
+        self.augment.parse::<Augment>()?;
         let checks = [
             ("batch-size", self.batch_size > 0, "at least 1"),
             ("epochs", self.epochs > 0 || self.steps.is_some(), "at least 1"),

@@ -134,13 +134,14 @@ pub fn train(
     }
     let mut evaluation = program.evaluation(&stages)?;
     let folder = out.join("checkpoint");
-    std::fs::create_dir_all(&folder).file(&folder)?;
     let file = folder.join("state.safetensors");
-    if file.exists() && !resume {
-        return Err(Error::new("there is a run in this folder already")
-            .in_file(out)
+    let results = [file.clone(), out.join("model.onnx"), out.join("last.onnx")];
+    if let Some(old) = results.iter().find(|f| !resume && f.exists()) {
+        return Err(Error::new("this file is there already")
+            .in_file(old)
             .hint("go on with --resume DIR, or choose another folder with -o"));
     }
+    std::fs::create_dir_all(&folder).file(&folder)?;
     let params = stages.params.clone();
     let stats = stages.stats.clone();
     let names = Names {
@@ -328,9 +329,19 @@ fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
     inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
-fn open_data(data: &str, inputs: &[(String, Type)]) -> Result<Splits> {
-    let spec: Spec = data.parse()?;
-    open(&spec, inputs.first().and_then(|(_, ty)| image_size(ty)))
+fn open_data(spec: &Spec, inputs: &[(String, Type)]) -> Result<Splits> {
+    open(spec, inputs.first().and_then(|(_, ty)| image_size(ty)))
+}
+
+/// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
+fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>) -> Result<Option<Normalization>> {
+    match (&train.samples, given, inputs) {
+        (Samples::Images(images), None, [input, ..]) => {
+            Ok(Some(Normalization::compute(images, Fit::new(images, input)?.channels)))
+        }
+        (Samples::Images(_), given, _) => Ok(given),
+        (Samples::Arrays(_), ..) => Ok(None),
+    }
 }
 
 fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
@@ -339,25 +350,24 @@ fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
 }
 
 impl Data {
+    /// The error names the data.
     fn open(recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
-        let mut splits = open_data(&recipe.data, &stages.inputs)?;
-        splits.split_validation(recipe.valid, recipe.seed)?;
+        let spec: Spec = recipe.data.parse()?;
+        Self::load(&spec, recipe, stages, observer).map_err(|e| e.in_file(spec.path()))
+    }
+
+    fn load(spec: &Spec, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
+        let mut splits = open_data(spec, &stages.inputs)?;
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
         }
+        splits.split_validation(recipe.valid, recipe.seed)?;
         if recipe.label_noise > 0.0 {
             let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
             observer.note(&format!("{changed} training labels were replaced"));
         }
         let inputs = input_specs(&stages.inputs);
-        let normalization = match (&recipe.normalization, &splits.train.samples) {
-            (Some(given), Samples::Images(_)) => Some(given.clone()),
-            (None, Samples::Images(images)) => {
-                let channels = Fit::new(images, &inputs[0])?.channels;
-                Some(Normalization::compute(images, channels))
-            }
-            (_, Samples::Arrays(_)) => None,
-        };
+        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
         let n = splits.train.len();
         if n < recipe.batch_size {
             return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
@@ -421,22 +431,22 @@ pub fn evaluate_model(
     let prepared = prepare(graph, &Sizes::batch(batch_size), None, engine)?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let splits = open_data(data, &types)?;
-    let inputs = input_specs(&types);
-    let normalization = match (&splits.train.samples, normalization) {
-        (Samples::Images(images), None) => Some(Normalization::compute(images, Fit::new(images, &inputs[0])?.channels)),
-        (Samples::Images(_), given) => given,
-        (Samples::Arrays(_), _) => None,
+    let spec: Spec = data.parse()?;
+    let load = || -> Result<(Loader, usize)> {
+        let splits = open_data(&spec, &types)?;
+        let inputs = input_specs(&types);
+        let normalization = normalize(&splits.train, &inputs, normalization)?;
+        let set = match split {
+            "train" => Some(splits.train),
+            "valid" => splits.valid,
+            _ => splits.test,
+        };
+        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
+        check_labels(&set, classes)?;
+        let n = set.len();
+        Ok((evaluation_loader(set, &inputs, normalization, batch_size)?, n))
     };
-    let set = match split {
-        "train" => Some(splits.train),
-        "valid" => splits.valid,
-        _ => splits.test,
-    };
-    let set = set.ok_or_else(|| Error::new(format!("{data} has no {split} split")))?;
-    check_labels(&set, classes)?;
-    let n = set.len();
-    let loader = evaluation_loader(set, &inputs, normalization, batch_size)?;
+    let (loader, n) = load().map_err(|e| e.in_file(spec.path()))?;
     loader.notes().iter().for_each(|n| note(n));
     let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
     let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
