@@ -220,17 +220,17 @@ unsafe fn unfold<L: Lanes>(
     channels: usize,
     panel: *mut f32,
     pitch: usize,
-    lists: &mut Lists,
+    (runs, list): (&[Run], &mut Vec<Piece>),
 ) {
     let (plane, taps, step) = (pass.source[0] * pass.source[1], pass.taps.len(), pass.step[1]);
     for (t, tap) in pass.taps.iter().enumerate() {
-        pieces(pass, *tap, &lists.runs, sample_len, &mut lists.pieces);
+        pieces(pass, *tap, runs, sample_len, list);
         for c in 0..channels {
             // SAFETY: pieces lie within the planes and the row.
             unsafe {
                 let row = panel.add((c * taps + t) * pitch);
                 let plane = source.add(c * plane);
-                for p in &lists.pieces {
+                for p in list.iter() {
                     let to = row.add(p.column);
                     if p.before > 0 {
                         fill_zero::<L>(to, p.before);
@@ -252,22 +252,80 @@ unsafe fn unfold<L: Lanes>(
     }
 }
 
-/// Lists that are filled anew for every panel.
-#[derive(Default)]
-struct Lists {
-    runs: Vec<Run>,
-    pieces: Vec<Piece>,
+/// How source planes are copied with zeros around them, so that every kernel element is a place relative to the position.
+///
+/// This saves the unfolding where positions are next to each other in the source and fill vectors well.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// Where the first row and column of the frame lie in the source, for the first position.
+    origin: [isize; 2],
+    /// Rows above and below that positions read beside their own.
+    rows: usize,
+    /// Length of a row.
+    width: usize,
+    /// Vectors of one row of positions.
+    vectors: usize,
 }
 
-/// R rows and V vectors of a product: c = init + a·b with a as [depth, R] and b as [depth, pitch].
+impl Frame {
+    fn new(pass: &Pass) -> Option<Self> {
+        let vectors = pass.grid[1].div_ceil(LANES);
+        // A seventh of the lanes may be idle.
+        if pass.step != [1, 1] || vectors * LANES * 7 > pass.grid[1] * 8 {
+            return None;
+        }
+        let bounds = |axis: usize| {
+            let offsets = pass.taps.iter().map(|t| t.offset[axis]);
+            Some((offsets.clone().min()?, offsets.max()?))
+        };
+        let (y, x) = (bounds(0)?, bounds(1)?);
+        let width = vectors * LANES + (x.1 - x.0) as usize;
+        Some(Self { origin: [y.0, x.0], rows: (y.1 - y.0) as usize, width, vectors })
+    }
+
+    /// Where in the frame a kernel element of the first position lies.
+    fn place(&self, tap: &Tap) -> usize {
+        let [y, x] = [0, 1].map(|i| (tap.offset[i] - self.origin[i]) as usize);
+        y * self.width + x
+    }
+
+    /// Numbers of one channel for `rows` rows of positions.
+    fn len(&self, rows: usize) -> usize {
+        (rows + self.rows) * self.width
+    }
+
+    /// Copies what `rows` rows of positions from `first` on read.
+    #[inline(always)]
+    unsafe fn copy<L: Lanes>(&self, pass: &Pass, plane: *const f32, first: usize, rows: usize, mut to: *mut f32) {
+        let [height, width] = pass.source;
+        let left = ((-self.origin[1]).max(0) as usize).min(self.width);
+        let skip = self.origin[1].max(0) as usize;
+        let count = width.saturating_sub(skip).min(self.width - left);
+        for r in 0..rows + self.rows {
+            let y = (first + r) as isize + self.origin[0];
+            // SAFETY: rows and columns lie within the plane and the frame.
+            unsafe {
+                if y < 0 || y >= height as isize {
+                    fill_zero::<L>(to, self.width);
+                } else {
+                    fill_zero::<L>(to, left);
+                    copy::<L>(plane.add(y as usize * width + skip), to.add(left), count, false);
+                    fill_zero::<L>(to.add(left + count), self.width - left - count);
+                }
+                to = to.add(self.width);
+            }
+        }
+    }
+}
+
+/// R rows and V vectors of a product: c = init + a·b with a as [depth, R] and row i of b at `offsets[i]` from each of `b`.
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
-    depth: usize,
+    offsets: &[usize],
     mut a: *const f32,
-    mut b: *const f32,
-    pitch: usize,
+    b: &[*const f32; 3],
     init: *const f32,
-    c: *mut f32,
+    c: &[*mut f32; 3],
     ld: usize,
 ) {
     unsafe {
@@ -277,10 +335,10 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
                 *sum = [L::splat(*init.add(r)); V];
             }
         }
-        for _ in 0..depth {
+        for offset in offsets {
             let mut column = [L::splat(0.0); V];
             for (v, x) in column.iter_mut().enumerate() {
-                *x = L::load(b.add(v * LANES));
+                *x = L::load(b[v].add(*offset));
             }
             for (r, sum) in sums.iter_mut().enumerate() {
                 let w = L::splat(*a.add(r));
@@ -288,38 +346,53 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
                     *s = w.mul_add(x, *s);
                 }
             }
-            (a, b) = (a.add(R), b.add(pitch));
+            a = a.add(R);
         }
         for (r, sum) in sums.iter().enumerate() {
             for (v, s) in sum.iter().enumerate() {
-                s.store(c.add(r * ld + v * LANES));
+                s.store(c[v].add(r * ld));
             }
         }
     }
 }
 
-/// R rows of dot products with V columns: c [R, ld] += a·bᵀ over `depth` vectors, with a and b as rows `pitch` apart.
+/// A part of the columns of a matrix of dot products: `left` and `right` numbers into the rows of either side.
+#[derive(Debug, Clone, Copy)]
+struct Strip {
+    left: usize,
+    right: usize,
+}
+
+/// R rows of dot products with V columns: c [R, ld] += a·bᵀ over strips of `vectors` vectors, with rows of a `pitch` apart.
 #[inline(always)]
 unsafe fn dots<L: Lanes, const R: usize, const V: usize>(
-    depth: usize,
+    strips: &[Strip],
+    vectors: usize,
     a: *const f32,
-    b: *const f32,
     pitch: usize,
+    b: &[*const f32; 6],
     c: *mut f32,
     ld: usize,
 ) {
     unsafe {
         let mut sums = [[L::splat(0.0); V]; R];
-        for i in 0..depth {
-            let at = i * LANES;
-            let mut column = [L::splat(0.0); V];
-            for (v, x) in column.iter_mut().enumerate() {
-                *x = L::load(b.add(v * pitch + at));
+        for strip in strips {
+            let a = a.add(strip.left);
+            let mut right = [std::ptr::null(); V];
+            for (v, p) in right.iter_mut().enumerate() {
+                *p = b[v].add(strip.right);
             }
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let y = L::load(a.add(r * pitch + at));
-                for (s, x) in sum.iter_mut().zip(column) {
-                    *s = y.mul_add(x, *s);
+            for i in 0..vectors {
+                let at = i * LANES;
+                let mut column = [L::splat(0.0); V];
+                for (v, x) in column.iter_mut().enumerate() {
+                    *x = L::load(right[v].add(at));
+                }
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let y = L::load(a.add(r * pitch + at));
+                    for (s, x) in sum.iter_mut().zip(column) {
+                        *s = y.mul_add(x, *s);
+                    }
                 }
             }
         }
@@ -342,14 +415,17 @@ macro_rules! with_sizes {
     (% $f:ident, $l:ty, $r:literal, $v:literal, ($($arg:expr),*)) => { $f::<$l, $r, $v>($($arg),*) };
 }
 
-/// Rows of the unfolded matrix in one panel.
-const DEPTH: usize = 512;
+/// Rows of the unfolded matrix that are summed at once.
+const DEPTH: usize = 1024;
 /// Panels that share one reading of the weights.
-const PANELS: usize = 4;
+const PANELS: usize = 2;
+/// Numbers of a framed part of the source, at most (unless one row of positions needs more).
+const FRAMED: usize = 8192;
 
 /// One pass over a part of its columns, for one group.
 struct Product<'a> {
     pass: &'a Pass,
+    frame: Option<Frame>,
     /// Source and destination planes of the group's first channel in the first sample.
     source: *const f32,
     target: *mut f32,
@@ -368,10 +444,90 @@ struct Product<'a> {
     scratch: *mut f32,
 }
 
-/// Numbers that [`Product`] needs as scratch.
-fn product_scratch(taps: usize, (rows, vectors): (usize, usize)) -> usize {
-    let depth = DEPTH.max(taps);
-    (PANELS * depth + rows) * vectors * LANES
+/// Source channels that are summed at once.
+fn channels_at_once(channels: usize, taps: usize) -> usize {
+    let most = (DEPTH / taps.max(1)).max(1);
+    channels.div_ceil(channels.div_ceil(most)).max(1)
+}
+
+/// Rows of positions that are framed at once.
+fn framed_rows(frame: &Frame, pass: &Pass, channels: usize) -> usize {
+    let rows = (FRAMED / (channels * frame.width)).saturating_sub(frame.rows);
+    rows.clamp(4, 16).min(pass.grid[0])
+}
+
+/// Numbers of source that [`Product`] holds: framed planes or panels.
+fn held(pass: &Pass, frame: Option<&Frame>, channels: usize, (_, vectors): (usize, usize)) -> usize {
+    let channels = channels_at_once(channels, pass.taps.len());
+    match frame {
+        Some(frame) => channels * frame.len(framed_rows(frame, pass, channels)),
+        None => PANELS * channels * pass.taps.len() * vectors * LANES,
+    }
+}
+
+/// Vectors of positions that are computed together: where they are in the source that is held, and in the destination.
+#[derive(Default)]
+struct Group {
+    bases: [usize; 3],
+    vectors: usize,
+    runs: Vec<Run>,
+    /// Every vector is whole, and lies in the destination as it is.
+    whole: bool,
+}
+
+impl Product<'_> {
+    /// The next positions from column `first` on: what they read, and the column after them. Fills `groups`.
+    fn next(&self, first: usize, channels: usize, vectors: usize, groups: &mut Vec<Group>) -> usize {
+        let (grid, pitch) = (self.pass.grid, vectors * LANES);
+        let mut count = 0;
+        let mut group = |i: usize| -> *mut Group {
+            if groups.len() <= i {
+                groups.push(Group::default());
+            }
+            &raw mut groups[i]
+        };
+        let dense = self.pass.spread == [1, 1];
+        let end;
+        match &self.frame {
+            Some(frame) => {
+                let (sample, row) = (first / (grid[0] * grid[1]), first % (grid[0] * grid[1]) / grid[1]);
+                let rows = framed_rows(frame, self.pass, channels).min((self.columns.end - first) / grid[1]);
+                let all = rows * frame.vectors;
+                for from in (0..all).step_by(vectors) {
+                    // SAFETY: nothing else refers to the groups.
+                    let g = unsafe { &mut *group(count) };
+                    count += 1;
+                    g.runs.clear();
+                    g.vectors = vectors.min(all - from);
+                    for v in 0..g.vectors {
+                        let (r, x) = ((from + v) / frame.vectors, (from + v) % frame.vectors * LANES);
+                        g.bases[v] = r * frame.width + x;
+                        let len = LANES.min(grid[1] - x);
+                        g.runs.push(Run { column: v * LANES, len, sample, at: [row + r, x] });
+                    }
+                    g.whole = dense && g.runs.iter().all(|r| r.len == LANES);
+                }
+                end = first + rows * grid[1];
+            }
+            None => {
+                end = (first + PANELS * pitch).min(self.columns.end);
+                for from in (first..end).step_by(pitch) {
+                    // SAFETY: as above.
+                    let g = unsafe { &mut *group(count) };
+                    let to = (from + pitch).min(end);
+                    runs(grid, from, to, &mut g.runs);
+                    let panel = count * channels * self.pass.taps.len() * pitch;
+                    g.vectors = (to - from).div_ceil(LANES);
+                    g.bases = [0, 1, 2].map(|v| panel + v * LANES);
+                    let ends = [g.runs.first(), g.runs.last()].map(|r| r.map(|r| r.sample));
+                    g.whole = dense && ends[0] == ends[1] && (to - from).is_multiple_of(LANES);
+                    count += 1;
+                }
+            }
+        }
+        groups.truncate(count);
+        end
+    }
 }
 
 impl Job for Product<'_> {
@@ -384,56 +540,70 @@ impl Job for Product<'_> {
         let target_plane = pass.target[0] * pass.target[1];
         let sample_len = self.channels_of_sample[0] * source_plane;
         let depth = self.channels * taps;
-        let channels_at_once = (DEPTH / taps.max(1)).max(1);
-        let dense = pass.spread == [1, 1];
-        let mut lists: [Lists; PANELS] = Default::default();
+        let at_once = channels_at_once(self.channels, taps);
+        let mut offsets = Vec::with_capacity(at_once * taps);
+        let framed = self.frame.as_ref().map_or(0, |f| f.len(framed_rows(f, pass, at_once)));
+        for i in 0..at_once * taps {
+            offsets.push(match &self.frame {
+                Some(frame) => i / taps * framed + frame.place(&pass.taps[i % taps]),
+                None => i * pitch,
+            });
+        }
+        let (mut groups, mut list) = (Vec::new(), Vec::new());
         let mut first = self.columns.start;
-        // SAFETY: scratch holds the panels and one tile; rows and columns stay within the planes.
+        // SAFETY: scratch holds the source and one tile; rows and columns stay within the planes.
         unsafe {
-            let result = self.scratch.add(PANELS * DEPTH.max(taps) * pitch);
+            let result = self.scratch.add(held(pass, self.frame.as_ref(), self.channels, L::TILE));
             while first < self.columns.end {
-                let panels = (self.columns.end - first).div_ceil(pitch).min(PANELS);
-                let width = |i: usize| pitch.min(self.columns.end - first - i * pitch);
-                for (i, list) in lists.iter_mut().enumerate().take(panels) {
-                    let from = first + i * pitch;
-                    runs(pass.grid, from, from + width(i), &mut list.runs);
-                }
+                let next = self.next(first, at_once, tile_vectors, &mut groups);
                 let mut channel = 0;
                 while channel < self.channels {
-                    let channels = channels_at_once.min(self.channels - channel);
-                    let panel = |i: usize| self.scratch.add(i * DEPTH.max(taps) * pitch);
-                    for (i, list) in lists.iter_mut().enumerate().take(panels) {
-                        let source = self.source.add(channel * source_plane);
-                        unfold::<L>(pass, source, sample_len, channels, panel(i), pitch, list);
+                    let channels = at_once.min(self.channels - channel);
+                    let source = self.source.add(channel * source_plane);
+                    if let Some(frame) = &self.frame {
+                        let Run { sample, at, .. } = groups[0].runs[0];
+                        let rows = (next - first) / pass.grid[1];
+                        for c in 0..channels {
+                            let plane = source.add(sample * sample_len + c * source_plane);
+                            frame.copy::<L>(pass, plane, at[0], rows, self.scratch.add(c * framed));
+                        }
+                    } else {
+                        for g in &groups {
+                            let panel = self.scratch.add(g.bases[0]);
+                            unfold::<L>(pass, source, sample_len, channels, panel, pitch, (&g.runs, &mut list));
+                        }
                     }
                     let add = self.add || channel > 0;
                     let init = if channel == 0 { self.bias } else { std::ptr::null() };
+                    let offsets = &offsets[..channels * taps];
                     let mut row = 0;
                     while row < self.rows {
                         let rows = tile_rows.min(self.rows - row);
                         let a = self.weights.add(row * depth + channel * taps * rows);
                         let init = if init.is_null() { init } else { init.add(row) };
-                        for (i, list) in lists.iter().enumerate().take(panels) {
-                            let vectors = width(i).div_ceil(LANES);
-                            let place = |r: &Run| {
-                                let at = [0, 1].map(|d| pass.first[d] + r.at[d] * pass.spread[d]);
-                                let plane = r.sample * self.channels_of_sample[1] + row;
+                        for g in &groups {
+                            let place = |sample: usize, at: [usize; 2]| {
+                                let at = [0, 1].map(|d| pass.first[d] + at[d] * pass.spread[d]);
+                                let plane = sample * self.channels_of_sample[1] + row;
                                 self.target.add(plane * target_plane + at[0] * pass.target[1] + at[1])
                             };
-                            let ends = [list.runs.first(), list.runs.last()].map(|r| r.map_or(0, |r| r.sample));
-                            // Whole vectors of one sample go straight to where they belong.
-                            let direct = dense && !add && ends[0] == ends[1] && width(i).is_multiple_of(LANES);
-                            let (c, ld) = match direct {
-                                true => (place(&list.runs[0]), target_plane),
-                                false => (result, pitch),
-                            };
-                            let (b, steps) = (panel(i), channels * taps);
-                            with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (steps, a, b, pitch, init, c, ld));
+                            let mut b = [self.scratch.cast_const(); 3];
+                            let mut c = [result, result.add(LANES), result.add(2 * LANES)];
+                            let direct = g.whole && !add;
+                            for v in 0..g.vectors {
+                                b[v] = b[v].add(g.bases[v]);
+                                if direct {
+                                    let r = if self.frame.is_some() { g.runs[v] } else { g.runs[0] };
+                                    c[v] = place(r.sample, r.at).add(v * LANES - r.column);
+                                }
+                            }
+                            let ld = if direct { target_plane } else { pitch };
+                            with_sizes!(tile, L, rows, g.vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, &b, init, &c, ld));
                             if direct {
                                 continue;
                             }
-                            for r in &list.runs {
-                                let (from, to) = (result.add(r.column), place(r));
+                            for r in &g.runs {
+                                let (from, to) = (result.add(r.column), place(r.sample, r.at));
                                 for k in 0..rows {
                                     let (from, to) = (from.add(k * pitch), to.add(k * target_plane));
                                     if pass.spread[1] == 1 {
@@ -451,7 +621,7 @@ impl Job for Product<'_> {
                     }
                     channel += channels;
                 }
-                first += panels * pitch;
+                first = next;
             }
         }
     }
@@ -489,11 +659,11 @@ fn pack(
 }
 
 /// The columns of one task: whole samples or a part of one, so that a task is long enough to be worth a thread's while.
-fn tasks(pass: &Pass, n: usize, pitch: usize) -> Vec<std::ops::Range<usize>> {
+fn tasks(pass: &Pass, framed: bool, n: usize, pitch: usize) -> Vec<std::ops::Range<usize>> {
     let plane = pass.grid[0] * pass.grid[1];
     // Panels end with their sample unless it is small.
-    let unit = if plane >= 2 * pitch { plane } else { n * plane };
-    let span = PANELS * pitch * 4;
+    let unit = if framed || plane >= 2 * pitch { plane } else { n * plane };
+    let span = if framed { 16 * pass.grid[1] } else { 8 * PANELS * pitch };
     let mut out = Vec::new();
     for start in (0..n * plane).step_by(unit.max(1)) {
         out.extend((start..start + unit).step_by(span).map(|q| q..(q + span).min(start + unit)));
@@ -520,20 +690,23 @@ fn product(
     pool: &dyn Pool,
 ) {
     let tile = level.tile();
-    let tasks = tasks(pass, g.n, tile.1 * LANES);
     let (channels, rows) = (source.channels / g.groups, target.channels / g.groups);
+    let frame = Frame::new(pass);
+    let tasks = tasks(pass, frame.is_some(), g.n, tile.1 * LANES);
+    let numbers = held(pass, frame.as_ref(), channels, tile) + tile.0 * tile.1 * LANES;
     let (source_plane, target_plane) = (pass.source[0] * pass.source[1], pass.target[0] * pass.target[1]);
     let weights = Raw(packed.as_ptr());
     let bias = Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr));
     pool.run(tasks.len() * g.groups, &|task| {
         let (group, columns) = (task / tasks.len(), tasks[task % tasks.len()].clone());
         let bias = bias.get();
-        SCRATCH.with_buffer_of(product_scratch(pass.taps.len(), tile), |scratch| {
+        SCRATCH.with_buffer_of(numbers, |scratch| {
             // SAFETY: the level is one this processor has; the planes of the group are within the tensors, and no two tasks write
             // the same positions.
             unsafe {
                 let job = Product {
                     pass,
+                    frame,
                     source: source.data.get().add(group * channels * source_plane),
                     target: target.data.get().add(group * rows * target_plane),
                     channels_of_sample: [source.channels, target.channels],
@@ -615,6 +788,7 @@ const X_ROWS: usize = 36;
 struct Dots<'a> {
     forward: &'a Pass,
     identity: &'a Pass,
+    frame: Option<Frame>,
     x: *const f32,
     dy: *const f32,
     channels_of_sample: [usize; 2],
@@ -626,43 +800,103 @@ struct Dots<'a> {
     scratch: *mut f32,
 }
 
-fn dots_scratch(taps: usize) -> usize {
-    (DY_ROWS + X_ROWS.max(taps)) * SPAN
+/// Columns that are summed at once: whole rows where they are framed.
+fn span(pass: &Pass, frame: Option<&Frame>) -> usize {
+    match frame {
+        Some(frame) => (SPAN / (frame.vectors * LANES)).max(1) * pass.grid[1],
+        None => SPAN,
+    }
+}
+
+/// Numbers of one row of Ȳ in its panel, and of the X in its.
+fn dots_panels(pass: &Pass, frame: Option<&Frame>) -> (usize, usize) {
+    let channels = (X_ROWS / pass.taps.len().max(1)).max(1);
+    match frame {
+        Some(frame) => {
+            let rows = span(pass, Some(frame)) / pass.grid[1];
+            // Every sample that begins in the span has rows of its own above and below.
+            let samples = rows.div_ceil(pass.grid[0]) + 1;
+            (rows * frame.vectors * LANES, channels * (rows + samples * frame.rows) * frame.width)
+        }
+        None => (SPAN, channels * pass.taps.len() * SPAN),
+    }
 }
 
 impl Job for Dots<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
-        let taps = self.forward.taps.len();
-        let [x_plane, dy_plane] = [self.forward, self.identity].map(|p| p.source[0] * p.source[1]);
-        let depth = self.channels * taps;
-        let channels_at_once = (X_ROWS / taps.max(1)).max(1);
-        let mut lists = Lists::default();
+        let (pass, taps) = (self.forward, self.forward.taps.len());
+        let [x_plane, dy_plane] = [pass, self.identity].map(|p| p.source[0] * p.source[1]);
+        let (depth, grid) = (self.channels * taps, pass.grid);
+        let [x_sample, dy_sample] = [self.channels_of_sample[0] * x_plane, self.channels_of_sample[1] * dy_plane];
+        let at_once = (X_ROWS / taps.max(1)).max(1);
+        let (left_pitch, right_len) = dots_panels(pass, self.frame.as_ref());
+        let (mut list, mut all, mut strips) = (Vec::new(), Vec::new(), Vec::new());
         let mut from = self.columns.start;
         // SAFETY: scratch holds both panels; rows stay within the tensors and the sums.
         unsafe {
-            let (left, right) = (self.scratch, self.scratch.add(DY_ROWS * SPAN));
+            let (left, right) = (self.scratch, self.scratch.add(DY_ROWS * left_pitch));
             while from < self.columns.end {
-                let width = SPAN.min(self.columns.end - from);
-                let vectors = width.div_ceil(LANES);
-                runs(self.forward.grid, from, from + width, &mut lists.runs);
+                let to = (from + span(pass, self.frame.as_ref())).min(self.columns.end);
+                runs(grid, from, to, &mut all);
+                strips.clear();
+                let mut vectors = (to - from).div_ceil(LANES);
+                // Numbers of one channel of X in its panel.
+                let mut len = right_len / at_once;
+                if let Some(frame) = &self.frame {
+                    vectors = frame.vectors;
+                    let (mut rows, mut sample) = (0, all[0].sample);
+                    for (i, r) in all.iter_mut().enumerate() {
+                        if r.sample != sample {
+                            (rows, sample) = (rows + frame.rows, r.sample);
+                        }
+                        strips.push(Strip { left: i * vectors * LANES, right: rows * frame.width });
+                        r.column = i * vectors * LANES;
+                        rows += 1;
+                    }
+                    len = frame.len(rows);
+                } else {
+                    strips.push(Strip { left: 0, right: 0 });
+                }
                 let mut row = 0;
                 while row < self.rows {
                     let rows = DY_ROWS.min(self.rows - row);
                     let dy = self.dy.add(row * dy_plane);
-                    unfold::<L>(self.identity, dy, self.channels_of_sample[1] * dy_plane, rows, left, SPAN, &mut lists);
+                    unfold::<L>(self.identity, dy, dy_sample, rows, left, left_pitch, (&all, &mut list));
+                    // Lanes without a position must not count.
+                    let rest = match self.frame {
+                        Some(_) => vectors * LANES - grid[1],
+                        None => vectors * LANES - (to - from),
+                    };
+                    if rest > 0 {
+                        for (r, strip) in (0..rows).flat_map(|r| strips.iter().map(move |s| (r, s))) {
+                            let end = strip.left + vectors * LANES - rest;
+                            fill_zero::<L>(left.add(r * left_pitch + end), rest);
+                        }
+                    }
                     let mut channel = 0;
                     while channel < self.channels {
-                        let channels = channels_at_once.min(self.channels - channel);
+                        let channels = at_once.min(self.channels - channel);
                         let x = self.x.add(channel * x_plane);
-                        let sample_len = self.channels_of_sample[0] * x_plane;
-                        unfold::<L>(self.forward, x, sample_len, channels, right, SPAN, &mut lists);
-                        // What is left of the last vector must not count.
-                        for r in 0..rows {
-                            fill_zero::<L>(left.add(r * SPAN + width), vectors * LANES - width);
-                        }
-                        for r in 0..channels * taps {
-                            fill_zero::<L>(right.add(r * SPAN + width), vectors * LANES - width);
+                        if let Some(frame) = &self.frame {
+                            for c in 0..channels {
+                                let (mut i, mut to) = (0, right.add(c * len));
+                                while i < all.len() {
+                                    let Run { sample, at, .. } = all[i];
+                                    let rows = all[i..].iter().take_while(|r| r.sample == sample).count();
+                                    let plane = x.add(sample * x_sample + c * x_plane);
+                                    frame.copy::<L>(pass, plane, at[0], rows, to);
+                                    to = to.add(frame.len(rows));
+                                    i += rows;
+                                }
+                            }
+                        } else {
+                            unfold::<L>(pass, x, x_sample, channels, right, SPAN, (&all, &mut list));
+                            if rest > 0 {
+                                for r in 0..channels * taps {
+                                    fill_zero::<L>(right.add(r * SPAN + to - from), rest);
+                                }
+                            }
                         }
                         let mut i = 0;
                         while i < rows {
@@ -670,9 +904,16 @@ impl Job for Dots<'_> {
                             let mut j = 0;
                             while j < channels * taps {
                                 let wide = L::DOTS.1.min(channels * taps - j);
-                                let (a, b) = (left.add(i * SPAN), right.add(j * SPAN));
+                                let a = left.add(i * left_pitch);
+                                let mut b = [right.cast_const(); 6];
+                                for (v, b) in b.iter_mut().enumerate().take(wide) {
+                                    *b = b.add(match &self.frame {
+                                        Some(f) => (j + v) / taps * len + f.place(&pass.taps[(j + v) % taps]),
+                                        None => (j + v) * SPAN,
+                                    });
+                                }
                                 let c = self.sum.add((row + i) * depth + channel * taps + j);
-                                with_sizes!(dots, L, high, wide, [1 2 3 4][1 2 3 4 5 6], (vectors, a, b, SPAN, c, depth));
+                                with_sizes!(dots, L, high, wide, [1 2 3 4][1 2 3 4 5 6], (&strips, vectors, a, left_pitch, &b, c, depth));
                                 j += wide;
                             }
                             i += high;
@@ -681,7 +922,7 @@ impl Job for Dots<'_> {
                     }
                     row += rows;
                 }
-                from += width;
+                from = to;
             }
         }
     }
@@ -708,8 +949,15 @@ pub fn weight_gradient(
     let tap = Tap { offset: [0, 0], index: 0 };
     let identity = Pass { source: g.output, step: [1, 1], taps: vec![tap], ..forward.clone() };
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
-    let columns = g.n * g.output[0] * g.output[1];
-    let parts = (PART_NUMBERS / dw.len().max(1)).clamp(1, PARTS).min(columns.div_ceil(LANES).max(1));
+    let frame = Frame::new(&forward);
+    let (left, right) = dots_panels(&forward, frame.as_ref());
+    // Parts of whole rows where they are framed.
+    let unit = if frame.is_some() { g.output[1] } else { 1 };
+    let columns = g.n * g.output[0] * g.output[1] / unit;
+    let parts = (PART_NUMBERS / dw.len().max(1))
+        .clamp(1, PARTS)
+        .min((columns * unit).div_ceil(LANES).max(1))
+        .min(columns.max(1));
     // With few parts the rows are divided too.
     let slices = if g.groups == 1 { (PARTS / parts).clamp(1, rows.div_ceil(DY_ROWS)) } else { 1 };
     SUMS.with_buffer(|sums| {
@@ -720,15 +968,16 @@ pub fn weight_gradient(
         let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums.as_mut_ptr()));
         pool.run(g.groups * parts * slices, &|task| {
             let (group, part, slice) = (task / (parts * slices), task / slices % parts, task % slices);
-            let bounds = |i: usize| columns * i / parts;
+            let bounds = |i: usize| columns * i / parts * unit;
             let row = |i: usize| rows * i / slices;
-            SCRATCH.with_buffer_of(dots_scratch(g.taps()), |scratch| {
+            SCRATCH.with_buffer_of(DY_ROWS * left + right, |scratch| {
                 // SAFETY: as in `product`; every task has rows of a part of its own in the sums.
                 unsafe {
                     let first = group * rows + row(slice);
                     let job = Dots {
                         forward: &forward,
                         identity: &identity,
+                        frame,
                         x: px.get().add(group * channels * x_plane),
                         dy: pdy.get().add(first * dy_plane),
                         channels_of_sample: [g.c, g.m],
