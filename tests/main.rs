@@ -9,6 +9,7 @@ mod export;
 mod gradcheck;
 mod graphs;
 mod inspect;
+mod kernels;
 mod layers;
 mod models;
 mod replay;

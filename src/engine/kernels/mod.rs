@@ -27,7 +27,7 @@ use ort::operator::{
 use ort::value::{Shape, SymbolicDimensions, TensorElementType::Float32, ValueType};
 use simd::Level;
 use std::cell::Cell;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::thread::LocalKey;
 
 /// What runs the parts of a kernel's work.
@@ -39,18 +39,9 @@ trait Pool {
 impl Pool for ComputeContext {
     fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
         // Without a pool, or if it refuses, the calling thread does it all.
-        if n < 2 || self.par_for(n, 0, Task(task).as_fn()).is_err() {
+        if n < 2 || self.par_for(n, 0, task).is_err() {
             (0..n).for_each(task);
         }
-    }
-}
-
-/// A task that `par_for` takes; it is done when the call returns.
-struct Task<'a>(&'a (dyn Fn(usize) + Sync));
-
-impl<'a> Task<'a> {
-    fn as_fn(self) -> impl Fn(usize) + Sync + Send + use<'a> {
-        move |i| (self.0)(i)
     }
 }
 
@@ -389,12 +380,12 @@ impl Kernel for Instance {
 ///
 /// # Errors
 /// When ONNX Runtime refuses them.
-pub fn domain() -> Result<Arc<OperatorDomain>> {
+pub fn domain() -> Result<OperatorDomain> {
     let mut domain = OperatorDomain::new(DOMAIN).map_err(ort_error)?;
     for op in OPS {
         domain = domain.add(op).map_err(ort_error)?;
     }
-    Ok(Arc::new(domain))
+    Ok(domain)
 }
 
 #[cfg(test)]

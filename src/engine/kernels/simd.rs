@@ -173,10 +173,10 @@ unsafe impl Lanes for Array {
     #[inline(always)]
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         let mut out = b.0;
-        for i in 0..LANES {
-            // A fused operation without the instruction for it is a slow library call.
-            let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
-            out[i] = if fused { self.0[i].mul_add(a.0[i], out[i]) } else { self.0[i] * a.0[i] + out[i] };
+        // A fused operation without the instruction for it is a slow library call.
+        let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+        for (out, (x, a)) in out.iter_mut().zip(self.0.iter().zip(a.0)) {
+            *out = if fused { x.mul_add(a, *out) } else { x * a + *out };
         }
         Self(out)
     }

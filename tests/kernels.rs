@@ -1,0 +1,55 @@
+//! The crate's own kernels against plain operators, on every model.
+
+use crate::common::{engine, relative, repo};
+use bisam::adapt::untie;
+use bisam::engine::Program;
+use bisam::ir::Tensor;
+use bisam::onnx::import;
+use bisam::step::{Kernels, Preset, StepOptions, build, prepare};
+use bisam::trace::Sizes;
+
+/// Loss, gradient and statistics of one step on a batch of 4 with either kind of kernels agree, and convolutional models do use
+/// the kernels.
+#[test]
+fn fused_kernels_agree_with_plain_operators() {
+    for name in ["resnet20", "resnet20_eval", "resnet8_28", "vgg", "densenet", "mobilenet", "lenet", "tiny_bn", "vit"] {
+        let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
+        let mut graph = model.graph.clone();
+        untie(&mut graph, &model);
+        let engine = engine();
+        let prepared = prepare(&graph, &Sizes::batch(4), None, &engine).expect("prepares");
+        let run = |kernels: Kernels| {
+            let options = StepOptions { kernels, ..Preset::Sgd.options() };
+            let stages = build(&prepared, &options).expect("builds");
+            let fused = stages.grad.nodes.iter().filter(|n| n.domain == "bisam").count();
+            assert_eq!(fused > 0, kernels == Kernels::Fused, "{name}: {fused} nodes of domain bisam");
+            let mut program = Program::new(&engine, &stages, &options).expect("compiles");
+            let inputs: Vec<_> = stages.inputs.iter().map(|(_, ty)| wave(ty)).collect();
+            let bytes: Vec<&[u8]> = inputs.iter().map(|t| t.bytes()).collect();
+            let losses = program.step(&bytes, &[0, 1, 2, 3], 0.01, 0.0).expect("steps");
+            let names: Vec<String> = program.params().iter().map(|p| p.name.clone()).collect();
+            (losses.descent, names, program.gradient().expect("gradient"), program.state().expect("state").stats)
+        };
+        let (plain, fused) = (run(Kernels::Plain), run(Kernels::Fused));
+        assert!((plain.0 - fused.0).abs() < 1e-5 * plain.0.abs(), "{name}: loss {} and {}", plain.0, fused.0);
+        let largest = plain.2.iter().map(|g| norm(g)).fold(0.0, f64::max);
+        for (parameter, (a, b)) in plain.1.iter().zip(plain.2.iter().zip(&fused.2)) {
+            let error = relative(b, a, 1e-3 * largest);
+            assert!(error < 1e-4, "{name}: gradient of {parameter} differs by {error:.1e}");
+        }
+        for (a, b) in plain.3.iter().zip(&fused.3) {
+            let error = relative(b, a, 1e-3);
+            assert!(error < 1e-5, "{name}: a statistic differs by {error:.1e}");
+        }
+    }
+}
+
+/// An input that is not the same anywhere.
+fn wave(ty: &bisam::ir::Type) -> Tensor {
+    let values: Vec<f64> = (0..ty.len()).map(|i| (i as f64 * 0.37).sin() + (i as f64 * 0.0113).cos()).collect();
+    Tensor::from_f64(ty.dtype, &ty.shape, &values)
+}
+
+fn norm(v: &[f32]) -> f64 {
+    v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+}
