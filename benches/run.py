@@ -1,6 +1,7 @@
 """Times training steps of bisam against PyTorch eager on the same machine, alternating, at equal threads.
 
     python benches/run.py [--bisam target/release/bisam] [--threads 2] [--rounds 4] [--steps 3] [--models resnet20 vit ...]
+        [--kernels fused]
 
 Needs the packages of models/requirements.txt. PyTorch runs in its best memory format of contiguous and channels_last. Each round
 runs some steps of every contender in turn; the figure is the median over rounds of a round's median step. Prints a Markdown table
@@ -38,10 +39,11 @@ class PyTorch:
         self.process.wait()
 
 
-def bisam(binary, file, model, optimizer, threads, steps):
+def bisam(options, file, model, optimizer):
     """One process of `bisam bench`; two steps before the timed ones are not counted."""
-    command = [binary, "bench", file, "--batch", str(BATCH[model]), "--optimizer", optimizer, "--steps", str(steps)]
-    command += ["--threads", str(threads), "--json", "--dim", f"sequence={SEQUENCE}"]
+    command = [options.bisam, "bench", file, "--batch", str(BATCH[model]), "--optimizer", optimizer]
+    command += ["--steps", str(options.steps), "--kernels", options.kernels]
+    command += ["--threads", str(options.threads), "--json", "--dim", f"sequence={SEQUENCE}"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -56,12 +58,12 @@ def compare(options, folder, model, optimizer):
             result = peer.run(options.steps)
             times[name].append(result["step_ms"])
             peaks[name] = result["peak_bytes"]
-        result = bisam(options.bisam, folder / f"{model}.onnx", model, optimizer, options.threads, options.steps)
+        result = bisam(options, folder / f"{model}.onnx", model, optimizer)
         times["bisam"].append(result["step_ms"])
         peaks["bisam"] = max(peaks.get("bisam", 0), result["peak_bytes"])
         startup.append(result["startup_s"])
         if optimizer == "bisam":
-            result = bisam(options.bisam, folder / f"{model}.onnx", model, "sam", options.threads, options.steps)
+            result = bisam(options, folder / f"{model}.onnx", model, "sam")
             times["sam"].append(result["step_ms"])
     for peer in peers.values():
         peer.close()
@@ -90,6 +92,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
+    parser.add_argument("--kernels", choices=["fused", "plain"], default="fused")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []

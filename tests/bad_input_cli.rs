@@ -452,3 +452,33 @@ fn an_output_that_is_a_link_stays_one() {
     assert!(place.path("link.onnx").is_symlink());
     assert!(fs::read(place.path("out.onnx")).expect("reads").len() > 1000);
 }
+
+/// ONNX Runtime infers a negative size for it, which the crate that binds it does not expect.
+#[test]
+fn a_window_larger_than_its_input_is_an_error() {
+    let place = Place::new();
+    let model = changed(|graph| {
+        set_dimension(graph, 2, 1);
+        set_dimension(graph, 3, 1);
+        let weight = graph.initializer.iter_mut().find(|t| t.name == "conv1.weight").expect("a weight");
+        weight.dims = vec![8, 3, 5, 5];
+        weight.raw_data = vec![0; 4 * 8 * 3 * 25];
+        let conv = graph.node.iter_mut().find(|n| n.op_type == "Conv").expect("a convolution");
+        for attribute in &mut conv.attribute {
+            match attribute.name.as_str() {
+                "kernel_shape" => attribute.ints = vec![5, 5],
+                "pads" => attribute.ints = vec![0; 4],
+                _ => {}
+            }
+        }
+    });
+    fs::write(place.0.path().join("large.onnx"), model).expect("writes");
+    let file = place.text("large.onnx");
+    for command in ["inspect", "train"] {
+        let arguments = place.arguments(command, &file, "npz:models/reference/tiny_bn.npz");
+        let output = bisam(&arguments);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!shown.contains("panicked"), "{command}: {shown}");
+        assert!(shown.contains("impossible shape") || output.status.code() == Some(1), "{command}: {shown}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::common::repo;
 use crate::snapshot;
-use bisam::autodiff::table::{Entry, TABLE};
+use bisam::autodiff::table::{Entry, FUSED, TABLE};
 use std::fmt::Write;
 
 const INTRODUCTION: &str = "\
@@ -20,6 +20,16 @@ fn operators_are_current() {
     let table = std::fs::read_to_string(repo("src/autodiff/table.rs")).expect("reads");
     let mut out = String::from(INTRODUCTION);
     let mut seen = Vec::new();
+    let mut fused = String::new();
+    for line in table.lines().skip_while(|l| !l.contains("const FUSED")) {
+        if let Some((operator, entry)) = line.trim().strip_prefix("(\"").and_then(|l| l.split_once("\", ")) {
+            let rule = entry.split_once("fuse::").map_or(entry, |(_, r)| r.trim_end_matches([')', ',']));
+            let _ = writeln!(fused, "| {operator} | {} |", documentation("fuse", rule).replace('|', "\\|"));
+        } else if line == "];" {
+            break;
+        }
+    }
+    assert_eq!(fused.lines().count(), FUSED.len(), "the table is not laid out one operator per line");
     for line in table.lines().skip_while(|l| !l.contains("const TABLE")) {
         let line = line.trim();
         if let Some(family) = line.strip_prefix("// ") {
@@ -42,6 +52,10 @@ fn operators_are_current() {
     let rules = TABLE.iter().filter(|(_, e)| matches!(e, Entry::Rule(_))).count();
     let _ =
         write!(out, "\n{rules} operators have a gradient rule, {} have none by their nature.\n", TABLE.len() - rules);
+    let _ = write!(
+        out,
+        "\n## Domain bisam\n\nFused operators with kernels of this crate.\n\n| operator | rule |\n|---|---|\n{fused}"
+    );
     snapshot::check("docs/operators.md", &out);
 }
 

@@ -157,7 +157,11 @@ pub const TABLE: &[(&str, Entry)] = &[
 ];
 
 /// Operators of domain `bisam` that [`fuse`](super::fuse) writes into a forward graph.
-pub const FUSED: &[(&str, Entry)] = &[("Conv", R(fuse::conv)), ("BatchNorm", R(fuse::batch_norm))];
+#[rustfmt::skip]
+pub const FUSED: &[(&str, Entry)] = &[
+    ("Conv", R(fuse::conv)),
+    ("BatchNorm", R(fuse::batch_norm)),
+];
 
 /// The entry of a node's operator.
 ///

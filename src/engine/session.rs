@@ -13,11 +13,13 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 use ort::sys::ONNXTensorElementDataType;
 use ort::value::{Outlet, ValueType};
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// Where graphs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -188,7 +190,7 @@ impl Session {
             Device::Cuda(_) => builder,
         };
         let mut builder = builder.with_execution_providers([provider]).map_err(ort_error).map_err(explain)?;
-        let inner = builder.commit_from_memory(model).map_err(ort_error).map_err(explain)?;
+        let inner = commit(&mut builder, model).map_err(explain)?;
         let ports = |outlets: &[Outlet]| outlets.iter().map(Port::new).collect::<Vec<_>>();
         let ports = Ports { inputs: ports(inner.inputs()), outputs: ports(inner.outputs()) };
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
@@ -286,6 +288,31 @@ impl Session {
 
     pub(super) fn allocator(&self, info: MemoryInfo<'_>) -> Result<ort::memory::Allocator> {
         ort::memory::Allocator::new(&self.inner, info).map_err(ort_error)
+    }
+}
+
+/// `ort` panics on a type with a dimension below −1, which ONNX Runtime infers for a window larger than its input.
+fn commit(builder: &mut ort::session::builder::SessionBuilder, model: &[u8]) -> Result<ort::session::Session> {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(model)));
+    QUIET.set(false);
+    match result {
+        Ok(session) => session.map_err(ort_error),
+        Err(_) => Err(Error::new("ONNX Runtime infers an impossible shape for an output").hint(
+            "a window larger than its padded input is the usual reason; compare the input's size with the model's",
+        )),
     }
 }
 
