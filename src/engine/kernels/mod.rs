@@ -12,8 +12,11 @@
 //! | `BatchNormGrad` | X, Ȳ, γ, β, μ, v, Y? | X̄, γ̄, β̄, the residual's? |
 
 mod conv;
+mod dots;
 mod norm;
+mod product;
 mod simd;
+mod unfold;
 
 use super::ort_error;
 use crate::autodiff::DOMAIN;
@@ -91,6 +94,19 @@ impl Buffers for LocalKey<Buffer> {
         })
     }
 }
+
+/// Calls a function with run-time sizes as its const parameters.
+macro_rules! with_sizes {
+    ($f:ident, $l:ty, $rows:expr, $vectors:expr, [$($r:literal)*] $v:tt, $args:tt) => {
+        match $rows { $($r => with_sizes!(@ $f, $l, $r, $vectors, $v, $args),)* _ => unreachable!("larger than a tile") }
+    };
+    (@ $f:ident, $l:ty, $r:literal, $vectors:expr, [$($v:literal)*], $args:tt) => {
+        match $vectors { $($v => with_sizes!(% $f, $l, $r, $v, $args),)* _ => unreachable!("larger than a tile") }
+    };
+    (% $f:ident, $l:ty, $r:literal, $v:literal, ($($arg:expr),*)) => { $f::<$l, $r, $v>($($arg),*) };
+}
+
+use with_sizes;
 
 /// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
 const SCALARS: &[&str] = &["group", "relu"];
