@@ -156,7 +156,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
 ];
 
-/// Operators of domain `bisam` that [`fuse`](super::fuse) writes into a forward graph.
+/// Operators of domain `bisam` that [`fuse()`](super::fuse()) writes into a forward graph.
 #[rustfmt::skip]
 pub const FUSED: &[(&str, Entry)] = &[
     ("Conv", R(fuse::conv)),

@@ -129,7 +129,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
             return std::fs::OpenOptions::new().write(true).open(target)?.write_all(bytes);
         }
         let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        #[cfg_attr(not(unix), allow(unused_mut))]
+        let mut options = tempfile::Builder::new();
+        // As any new file: readable to whom the user's mask lets read.
+        #[cfg(unix)]
+        options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = options.tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(target).map(drop).map_err(|e| e.error)

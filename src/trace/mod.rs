@@ -132,7 +132,7 @@ fn trace(
     let values = run.evaluate(&model, &inputs).map_err(|e| {
         Error::new(format!("the model does not run: {}", e.cause()))
             .hint_from(&e)
-            .hint("check the file with `bisam verify`; sizes that it leaves open can be given with --dim NAME=SIZE")
+            .hint("check the file with `bisam verify`; `bisam inspect --dim NAME=SIZE` tries sizes that it leaves open")
     })?;
     types.extend(exposed.outputs.iter().zip(values).map(|(v, t)| (*v, t.ty())));
     Ok(types)
