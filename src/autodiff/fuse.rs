@@ -49,12 +49,13 @@ fn is_f32(graph: &Graph, node: &Node) -> bool {
 
 /// The attributes of `bisam.Conv` in the place of a Conv; none where it must stay.
 fn conv_attrs(graph: &mut Graph, i: usize) -> Option<Attrs> {
-    let node = graph.nodes[i].clone();
+    let node = &graph.nodes[i];
     let (x, weight) = (node.input(0)?, node.input(1)?);
     let rank = |v: ValueId| graph[v].ty.as_ref().map(|t| t.shape.len());
-    if !node.is("Conv") || rank(x) != Some(4) || rank(weight) != Some(4) || !is_f32(graph, &node) {
+    if !node.is("Conv") || rank(x) != Some(4) || rank(weight) != Some(4) || !is_f32(graph, node) {
         return None;
     }
+    let node = node.clone();
     let b = Builder::new(graph, "fuse");
     let call = Call::new(&node, Vec::new(), Vec::new());
     let group = call.attrs.int("group", 1).ok()?;

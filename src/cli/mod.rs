@@ -139,8 +139,8 @@ pub struct StepArgs {
     #[arg(long, value_name = "PRESET", value_parser = PossibleValuesParser::new(Preset::ALL.map(|(_, name)| name)))]
     optimizer: Option<String>,
     /// What the perturbation ascends
-    #[arg(long, value_parser = ["cross-entropy", "neg-log", "tanh"])]
-    ascent: Option<String>,
+    #[arg(long)]
+    ascent: Option<Ascent>,
     /// Sharpness μ of the bound
     #[arg(long)]
     mu: Option<f32>,
@@ -157,8 +157,8 @@ pub struct StepArgs {
     #[arg(long)]
     eta: Option<f32>,
     /// Optimizer below the perturbation
-    #[arg(long, value_parser = ["sgd", "adamw"])]
-    base: Option<String>,
+    #[arg(long)]
+    base: Option<Base>,
     /// Momentum of SGD
     #[arg(long)]
     momentum: Option<f32>,
@@ -206,22 +206,17 @@ impl StepArgs {
             }
             options.kernels = Kernels::Plain;
         }
-        match self.ascent.as_deref() {
-            None => {}
-            Some("cross-entropy") => options.ascent = Some(Ascent::CrossEntropy),
-            Some("neg-log") => options.ascent = Some(Ascent::NegLog),
-            Some("tanh") => (options.ascent, options.mu) = (Some(Ascent::Tanh), 10.0),
-            Some(other) => {
-                return Err(
-                    Error::new(format!("unknown ascent `{other}`")).hint("known are cross-entropy, neg-log, tanh")
-                );
+        if let Some(ascent) = self.ascent {
+            options.ascent = Some(ascent);
+            if ascent == Ascent::Tanh {
+                options.mu = 10.0;
             }
         }
-        match self.base.as_deref() {
-            None => {}
-            Some("sgd") => options.base = Base::Sgd,
-            Some("adamw") => (options.base, options.weight_decay) = (Base::Adamw, 0.01),
-            Some(other) => return Err(Error::new(format!("unknown base `{other}`")).hint("known are sgd and adamw")),
+        if let Some(base) = self.base {
+            options.base = base;
+            if base == Base::Adamw {
+                options.weight_decay = 0.01;
+            }
         }
         let numbers = [
             (self.mu, &mut options.mu),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What the perturbation ascends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ascent {
     /// The (smoothed) cross-entropy itself: SAM, Foret et al. 2021.
@@ -18,7 +18,7 @@ pub enum Ascent {
 }
 
 /// The optimizer below the perturbation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Base {
     /// Stochastic gradient descent with momentum, as `torch.optim.SGD`: weight decay is added to the gradient.

@@ -3,7 +3,8 @@
 //! The output of a convolution is W [M, C·K₁·K₂] times a matrix with one row for every input channel and kernel element and one
 //! column for every output position. Columns are unfolded into panels that stay in the cache (im2col, Chellapilla et al. 2006), a
 //! few columns at a time as in the packing of a matrix product (Goto & van de Geijn 2008); stride, dilation, padding and groups
-//! exist only there. The input gradient is the same product with the weights transposed, one for each residue of the input
+//! exist only there. Where positions lie next to each other and fill vectors, planes are framed by zeros instead, and a kernel
+//! element is an offset. The input gradient is the same product with the weights transposed, one for each residue of the input
 //! position modulo the stride. The weight gradient is the product of Ȳ with the transposed panel, and since both have positions
 //! as their contiguous dimension it is a matrix of dot products. Everything is f32 in NCHW; nothing is transposed but the weights.
 //!
@@ -243,6 +244,9 @@ pub fn forward(
     pool: &dyn Pool,
 ) -> Result<()> {
     g.check(x.len(), weight.len(), y.len())?;
+    if let Some(bias) = bias.filter(|b| b.len() != g.m) {
+        return Err(Error::new(format!("a bias of {} elements for {} channels", bias.len(), g.m)));
+    }
     let pass = forward_pass(g);
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
     let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
@@ -474,5 +478,11 @@ mod tests {
         assert!(run(&w, 48).is_ok());
         assert!(run(&w, 47).is_err());
         assert!(run(&w[1..], 48).is_err());
+        let biased = |n: usize| {
+            let (bias, mut y) = (vec![0.0; n], vec![0.0; 48]);
+            forward(&g, &x, &w, Some(&bias), &mut y, Level::best(), &Backwards)
+        };
+        assert!(biased(3).is_ok());
+        assert!(biased(2).is_err());
     }
 }

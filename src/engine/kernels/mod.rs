@@ -130,7 +130,7 @@ impl Settings {
 }
 
 type Shapes = fn(&Settings, &[Vec<usize>]) -> Result<Vec<Vec<usize>>>;
-type Compute = fn(&Settings, &[Input<'_>], &mut [&mut [f32]], &dyn Pool) -> Result<()>;
+type Compute = fn(&Settings, &[Input<'_>], &[Vec<usize>], &mut [&mut [f32]], &dyn Pool) -> Result<()>;
 
 /// An operator as data.
 #[derive(Clone, Copy)]
@@ -140,7 +140,9 @@ struct Op {
     inputs: (usize, usize),
     outputs: (usize, usize),
     ints: &'static [&'static str],
+    /// From the inputs' shapes to the outputs'.
     shapes: Shapes,
+    /// From the inputs and the outputs' shapes to the outputs.
     compute: Compute,
 }
 
@@ -156,9 +158,8 @@ const OPS: [Op; 5] = [
         outputs: (1, 0),
         ints: &["strides", "dilations", "pads", "group"],
         shapes: |s, x| Ok(vec![output_shape(s, of(x, 0)?, of(x, 1)?)?]),
-        compute: |s, x, y, pool| {
-            let shape = output_shape(s, &x[0].shape, &x[1].shape)?;
-            let g = geometry(s, &x[0].shape, &x[1].shape, &shape)?;
+        compute: |s, x, shapes, y, pool| {
+            let g = geometry(s, &x[0].shape, &x[1].shape, &shapes[0])?;
             conv::forward(&g, x[0].data, x[1].data, x.get(2).map(|b| b.data), y[0], level(), pool)
         },
     },
@@ -168,9 +169,8 @@ const OPS: [Op; 5] = [
         outputs: (1, 0),
         ints: &["strides", "dilations", "pads", "group", "input_shape"],
         shapes: |s, x| Ok(vec![input_shape(s, of(x, 0)?, of(x, 1)?)?]),
-        compute: |s, x, y, pool| {
-            let shape = input_shape(s, &x[0].shape, &x[1].shape)?;
-            let g = geometry(s, &shape, &x[1].shape, &x[0].shape)?;
+        compute: |s, x, shapes, y, pool| {
+            let g = geometry(s, &shapes[0], &x[1].shape, &x[0].shape)?;
             conv::input_gradient(&g, x[0].data, x[1].data, y[0], false, level(), pool)
         },
     },
@@ -180,9 +180,8 @@ const OPS: [Op; 5] = [
         outputs: (1, 0),
         ints: &["strides", "dilations", "pads", "group", "kernel_shape"],
         shapes: |s, x| Ok(vec![weight_shape(s, of(x, 0)?, of(x, 1)?)?]),
-        compute: |s, x, y, pool| {
-            let weight = weight_shape(s, &x[0].shape, &x[1].shape)?;
-            let g = geometry(s, &x[0].shape, &weight, &x[1].shape)?;
+        compute: |s, x, shapes, y, pool| {
+            let g = geometry(s, &x[0].shape, &shapes[0], &x[1].shape)?;
             conv::weight_gradient(&g, x[0].data, x[1].data, y[0], level(), pool)
         },
     },
@@ -192,7 +191,7 @@ const OPS: [Op; 5] = [
         outputs: (3, 0),
         ints: &["relu"],
         shapes: |_, x| Ok(vec![of(x, 0)?.to_vec(), of(x, 1)?.to_vec(), of(x, 1)?.to_vec()]),
-        compute: |s, x, y, pool| {
+        compute: |s, x, _, y, pool| {
             let [y, mean, variance] = y else { return Err(Error::new("an output is missing")) };
             let (gains, residual) = ([x[1].data, x[2].data], x.get(3).map(|r| r.data));
             let planes = planes(&x[0].shape)?;
@@ -208,7 +207,7 @@ const OPS: [Op; 5] = [
             let (x, c) = (of(x, 0)?, of(x, 2)?);
             Ok([x, c, c, x].map(<[usize]>::to_vec).to_vec())
         },
-        compute: |s, x, y, pool| {
+        compute: |s, x, _, y, pool| {
             let [dx, dgain, dbias, rest @ ..] = y else { return Err(Error::new("an output is missing")) };
             let known = Known {
                 x: x[0].data,
@@ -388,7 +387,7 @@ impl Kernel for Instance {
         for value in &mut values {
             outputs.push(value.try_extract_tensor_mut::<f32>()?.1);
         }
-        (self.op.compute)(&self.settings, &inputs, &mut outputs, context).map_err(to_ort)
+        (self.op.compute)(&self.settings, &inputs, &shapes, &mut outputs, context).map_err(to_ort)
     }
 }
 

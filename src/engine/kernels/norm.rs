@@ -92,15 +92,21 @@ impl Job for Moments {
                     let rest = mean - f64::from(mean as f32);
                     square -= count * rest * rest;
                     let out = std::slice::from_raw_parts_mut(self.out.add(2 * channel), 2);
-                    let (difference, total) = (mean - out[0], seen + count);
-                    out[0] += difference * count / total;
-                    out[1] += square + difference * difference * seen * count / total;
+                    merge(out, seen, [mean, square], count);
                 }
             }
             seen += count;
             first = last;
         }
     }
+}
+
+/// Adds `count` numbers to `seen` ones: each has a mean and a sum of squared distances from it.
+#[inline(always)]
+fn merge(all: &mut [f64], seen: f64, [mean, square]: [f64; 2], count: f64) {
+    let (difference, total) = (mean - all[0], seen + count);
+    all[0] += difference * count / total;
+    all[1] += square + difference * difference * seen * count / total;
 }
 
 #[inline(always)]
@@ -247,17 +253,15 @@ pub fn forward(
         }
     });
     for channel in 0..c {
-        let (mut mu, mut square, mut seen) = (0.0, 0.0, 0.0);
+        let (mut all, mut seen) = ([0.0; 2], 0.0);
         for i in 0..parts {
             let count = (planes.part(i).len() * planes.plane) as f64;
-            let part = &moments[(i * c + channel) * 2..][..2];
-            let (difference, total) = (part[0] - mu, seen + count);
-            mu += difference * count / total;
-            square += part[1] + difference * difference * seen * count / total;
-            seen = total;
+            let part = &moments[(i * c + channel) * 2..];
+            merge(&mut all, seen, [part[0], part[1]], count);
+            seen += count;
         }
-        mean[channel] = mu as f32;
-        variance[channel] = (square / seen) as f32;
+        mean[channel] = all[0] as f32;
+        variance[channel] = (all[1] / seen) as f32;
     }
     let coefficients = coefficients(mean, variance, gain, bias, epsilon);
     let (pc, py) = (Raw(coefficients.as_ptr()), Raw(y.as_mut_ptr()));

@@ -107,13 +107,6 @@ impl Product<'_> {
     /// The next positions from column `first` on: what they read, and the column after them. Fills `groups`.
     fn next(&self, first: usize, channels: usize, vectors: usize, groups: &mut Vec<Group>) -> usize {
         let (grid, pitch) = (self.pass.grid, vectors * LANES);
-        let mut count = 0;
-        let mut group = |i: usize| -> *mut Group {
-            if groups.len() <= i {
-                groups.push(Group::default());
-            }
-            &raw mut groups[i]
-        };
         let dense = self.pass.spread == [1, 1];
         let end;
         match &self.frame {
@@ -121,10 +114,9 @@ impl Product<'_> {
                 let (sample, row) = (first / (grid[0] * grid[1]), first % (grid[0] * grid[1]) / grid[1]);
                 let rows = framed_rows(frame, self.pass, channels).min((self.columns.end - first) / grid[1]);
                 let all = rows * frame.vectors;
-                for from in (0..all).step_by(vectors) {
-                    // SAFETY: nothing else refers to the groups.
-                    let g = unsafe { &mut *group(count) };
-                    count += 1;
+                groups.resize_with(all.div_ceil(vectors), Group::default);
+                for (i, g) in groups.iter_mut().enumerate() {
+                    let from = i * vectors;
                     g.runs.clear();
                     g.vectors = vectors.min(all - from);
                     for v in 0..g.vectors {
@@ -139,21 +131,19 @@ impl Product<'_> {
             }
             None => {
                 end = (first + PANELS * pitch).min(self.columns.end);
-                for from in (first..end).step_by(pitch) {
-                    // SAFETY: as above.
-                    let g = unsafe { &mut *group(count) };
+                groups.resize_with((end - first).div_ceil(pitch), Group::default);
+                for (i, g) in groups.iter_mut().enumerate() {
+                    let from = first + i * pitch;
                     let to = (from + pitch).min(end);
                     runs(grid, from, to, &mut g.runs);
-                    let panel = count * channels * self.pass.taps.len() * pitch;
+                    let panel = i * channels * self.pass.taps.len() * pitch;
                     g.vectors = (to - from).div_ceil(LANES);
                     g.bases = [0, 1, 2].map(|v| panel + v * LANES);
                     let ends = [g.runs.first(), g.runs.last()].map(|r| r.map(|r| r.sample));
                     g.whole = dense && ends[0] == ends[1] && (to - from).is_multiple_of(LANES);
-                    count += 1;
                 }
             }
         }
-        groups.truncate(count);
         end
     }
 }
