@@ -2,7 +2,7 @@
 //!
 //! Everything is computed from X − μ. A sum such as Σ Ȳ·X − μ·Σ Ȳ would save a pass and lose half of the digits where |μ| ≫ σ.
 
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, Lowered};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Graph, Node, Tensor, Type, ValueId};
@@ -362,4 +362,63 @@ fn grouped(b: &mut Builder<'_>, c: &Call<'_>, groups: usize) -> Cotangents {
         None
     };
     Ok(vec![dx, dgain, dbias])
+}
+
+/// Y = X/(b + α/n·Σ X²)^β, the sum over the n channels around each (fewer at the ends): written out, the sum as a product with a
+/// band of ones; X [N,C,D…]; ONNX LRN-13.
+pub fn local_response_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let size = c.attrs.int("size", 1)?.max(1);
+    let (alpha, beta) = (c.attrs.float("alpha", 1e-4)?, c.attrs.float("beta", 0.75)?);
+    let bias = c.attrs.float("bias", 1.0)?;
+    let Type { dtype, shape } = b.ty(x);
+    let channels = *shape.get(1).ok_or_else(|| Error::new("its input has no channels"))? as i64;
+    let (before, after) = ((size - 1) / 2, size - 1 - (size - 1) / 2);
+    let near = |i: i64, j: i64| f64::from(u8::from((i - before..=i + after).contains(&j)));
+    let band: Vec<f64> = (0..channels).flat_map(|i| (0..channels).map(move |j| near(i, j))).collect();
+    let band = b.constant(Tensor::from_f64(dtype, &[channels as usize; 2], &band));
+    let square = b.square(x)?;
+    let square = b.reshape(square, &[shape[0], shape[1], shape[2..].iter().product()]);
+    let sum = b.matmul(band, square)?;
+    let sum = b.reshape(sum, &shape);
+    let scaled = b.scale(sum, f64::from(alpha) / size as f64)?;
+    let base = b.offset(scaled, f64::from(bias))?;
+    let exponent = b.scalar_like(-f64::from(beta), x);
+    let factor = b.binary("Pow", base, exponent)?;
+    Ok(vec![Some(b.mul(x, factor)?)])
+}
+
+/// Y = X/‖X‖ along `axis`, in the norm L1 or L2, and 0 where the norm is: written out; ONNX LpNormalization-22.
+pub fn lp_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let axis = b.axis(x, c.attrs.int("axis", -1)?)?;
+    let op = match c.attrs.int("p", 2)? {
+        1 => "ReduceL1",
+        2 => "ReduceL2",
+        p => crate::bail!("a norm with p = {p} is not known"),
+    };
+    let norm = b.reduce(op, x, &[axis], true);
+    let norm = nonzero(b, norm)?;
+    Ok(vec![Some(b.div(x, norm)?)])
+}
+
+/// `x`, with 1 in the place of 0.
+pub(super) fn nonzero(b: &mut Builder<'_>, x: ValueId) -> Result<ValueId> {
+    let (zero, one) = (b.scalar_like(0.0, x), b.scalar_like(1.0, x));
+    let empty = b.binary("Equal", x, zero)?;
+    b.select(empty, one, x)
+}
+
+/// Y = (X − μ)/(σ + 10⁻⁹) with mean and deviation over `axes`: written out; ONNX MeanVarianceNormalization-13.
+pub fn mean_variance_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let axes = c.attrs.ints("axes")?.unwrap_or_else(|| vec![0, 2, 3]);
+    let axes: Vec<usize> = axes.into_iter().map(|a| b.axis(x, a)).collect::<Result<_>>()?;
+    let mean = b.mean(x, &axes, true);
+    let centred = b.sub(x, mean)?;
+    let square = b.square(centred)?;
+    let variance = b.mean(square, &axes, true);
+    let deviation = b.unary("Sqrt", variance);
+    let deviation = b.offset(deviation, 1e-9)?;
+    Ok(vec![Some(b.div(centred, deviation)?)])
 }

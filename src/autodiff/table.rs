@@ -1,17 +1,21 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{DOMAIN, Rule, activation, conv, elementwise, fuse, index, layout, linalg, norm, pool, reduce};
+use super::{DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce};
 use crate::error::{Error, Result};
 use crate::ir::Node;
-use Entry::{NoGradient, Rule as R};
+use Entry::{Lower as L, NoGradient, Refused, Rule as R};
 
 /// What the table says about an operator.
 #[derive(Clone, Copy)]
 pub enum Entry {
     /// Its VJP rule.
     Rule(Rule),
+    /// It is written out as simpler operators.
+    Lower(Lowering),
     /// It has no gradient (its outputs are piecewise constant, integers or booleans), with the reason.
     NoGradient(&'static str),
+    /// It has a gradient, or is used as if it had, that nobody can compute; with the reason.
+    Refused(&'static str),
 }
 
 /// Operators of ai.onnx, by family.
@@ -89,6 +93,9 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("RMSNormalization", R(norm::rms_normalization)),
     ("InstanceNormalization", R(norm::instance_normalization)),
     ("GroupNormalization", R(norm::group_normalization)),
+    ("LRN", L(norm::local_response_normalization)),
+    ("LpNormalization", L(norm::lp_normalization)),
+    ("MeanVarianceNormalization", L(norm::mean_variance_normalization)),
     // Reductions.
     ("ReduceSum", R(reduce::sum)),
     ("ReduceMean", R(reduce::mean)),
@@ -126,6 +133,9 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("OneHot", R(index::one_hot)),
     ("TopK", R(index::top_k)),
     ("Compress", R(index::compress)),
+    // Losses.
+    ("NegativeLogLikelihoodLoss", L(loss::negative_log_likelihood)),
+    ("SoftmaxCrossEntropyLoss", L(loss::softmax_cross_entropy)),
     // No gradient.
     ("Sign", NoGradient("its output is piecewise constant")),
     ("Floor", NoGradient("its output is piecewise constant")),
@@ -154,6 +164,13 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("RandomUniformLike", NoGradient("its output depends on a shape alone")),
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
+    // Refused.
+    ("QuantizeLinear", Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one")),
+    ("DynamicQuantizeLinear", Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one")),
+    ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),
+    ("MatMulInteger", Refused("it multiplies integers: this model is a quantized one")),
+    ("QLinearConv", Refused("it multiplies integers: this model is a quantized one")),
+    ("QLinearMatMul", Refused("it multiplies integers: this model is a quantized one")),
 ];
 
 /// Operators of domain `bisam` that [`fuse()`](super::fuse()) writes into a forward graph.

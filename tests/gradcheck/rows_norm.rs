@@ -57,6 +57,12 @@ pub fn rows() -> Vec<Row> {
         group("per channel", &[2, 4, 3, 2], 2),
         group("one group", &[2, 4, 3], 1),
         row("GroupNormalization", "per group").x(&[2, 4, 3, 2]).x(&[2]).x(&[2]).int("num_groups", 2).opset(18),
+        row("LRN", "even size").x(&[2, 5, 3]).int("size", 4).float("alpha", 0.5).float("bias", 2.0),
+        row("LRN", "odd size").x(&[1, 6, 2, 2]).int("size", 3).float("alpha", 2.0).float("beta", 0.5),
+        row("LpNormalization", "L2").x(&[3, 4]),
+        row("LpNormalization", "L1, axis 0").x(&[3, 4]).int("axis", 0).int("p", 1),
+        row("MeanVarianceNormalization", "default axes").x(&[2, 3, 2, 2]),
+        row("MeanVarianceNormalization", "axes").x(&[2, 3, 4]).list("axes", &[1, -1]),
     ]
 }
 
