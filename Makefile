@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench clean
+.PHONY: help setup build test demo check bench conformance clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo    train a small network on a slice of Fashion-MNIST"
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
+	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
 	@echo "make clean   remove what was built and fetched"
 
 setup:
@@ -39,6 +40,10 @@ check: setup
 bench: setup build
 	$(PYTHON) benches/run.py
 
+conformance: setup
+	$(PYTHON) scripts/fetch_conformance.py
+	$(CARGO) test --locked --test main conformance -- --ignored --nocapture
+
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime runs
+	rm -rf .onnxruntime .conformance runs

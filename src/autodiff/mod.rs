@@ -17,7 +17,10 @@ mod lower;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod rule;
+mod sample;
+mod spectral;
 pub mod table;
 mod window;
 

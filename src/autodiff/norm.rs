@@ -34,11 +34,12 @@ fn inverse_deviation(b: &mut Builder<'_>, variance: ValueId, epsilon: f64) -> Re
 /// BatchNormalization-15.
 ///
 /// In evaluation μ and v are inputs: X̄ = γrȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ, μ̄ = −γr·Σ Ȳ, v̄ = −½γr²·Σ Ȳx̂. In training they are the batch's mean
-/// and biased variance over n elements: γ̄ and β̄ as before, X̄ = γr(Ȳ − β̄/n − x̂γ̄/n), and the running statistics get no gradient.
-/// With a momentum of 0 the second and third output are these μ and v; with another they are computed again.
+/// and biased variance over n elements: γ̄ and β̄ as before, X̄ = γr(Ȳ − β̄/n − x̂γ̄/n), and through the moved running statistics (1 − m)(μ̄ +
+/// 2v̄(X − μ))/n for a momentum m, which leave m·μ̄ and m·v̄ for the old ones. With a momentum of 0 the second and third output are these μ and v; with another they are computed again.
 pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let (x, dy) = (c.x(0)?, c.dy()?);
+    let x = c.x(0)?;
     let Type { dtype, shape } = b.ty(x);
+    let dy = c.dy_of(0).unwrap_or_else(|| b.zeros(&Type::new(dtype, &shape)));
     let rank = shape.len();
     if rank < 2 {
         crate::bail!("its gradient needs an input of rank 2 or more");
@@ -124,7 +125,37 @@ pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         }
         None => None,
     };
+    if training {
+        let [dx, kept_mean, kept_variance] = moved_statistics(b, c, [x, mean], dx, f64::from(momentum))?;
+        return Ok(vec![dx, dgain, dbias, kept_mean, kept_variance]);
+    }
     Ok(vec![dx, dgain, dbias, dmean, dvariance])
+}
+
+/// X̄ with what comes through the running statistics that a BatchNormalization in training mode moves, and what is left for the old ones.
+fn moved_statistics(
+    b: &mut Builder<'_>,
+    c: &Call<'_>,
+    [x, mean]: [ValueId; 2],
+    mut dx: Option<ValueId>,
+    momentum: f64,
+) -> Result<[Option<ValueId>; 3]> {
+    let Type { dtype, shape } = b.ty(x);
+    let n = Type::new(dtype, &shape).len() / shape[1].max(1);
+    let mut kept = [None; 2];
+    for (i, kept) in kept.iter_mut().enumerate() {
+        let Some(d) = c.dy_of(i + 1) else { continue };
+        *kept = Some(b.scale(d, momentum)?);
+        let mut share = per_channel(b, d, shape.len(), dtype);
+        share = b.scale(share, (1.0 - momentum) / n as f64)?;
+        if i == 1 {
+            let centred = b.sub(x, mean)?;
+            let twice = b.scale(centred, 2.0)?;
+            share = b.mul(share, twice)?;
+        }
+        dx = Some(plus(b, dx, share)?);
+    }
+    Ok([dx.map(|dx| b.expand(dx, &shape)), kept[0], kept[1]])
 }
 
 /// Writes every BatchNormalization in training mode as ReduceMean, the centred variance and a BatchNormalization in evaluation
@@ -280,7 +311,8 @@ impl Normalized {
 }
 
 /// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) with mean and variance over the axes from `axis` on: X̄ from Ḡ = γȲ as for every
-/// normalization, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ; X [A…,B…], γ, β broadcast to B…; ONNX LayerNormalization-17.
+/// normalization, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ; the mean and 1/σ, the second and third output, carry gradients too; X [A…,B…], γ, β broadcast to B…;
+/// ONNX LayerNormalization-17.
 pub fn layer_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     trailing(b, c, true)
 }
@@ -292,21 +324,52 @@ pub fn rms_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 }
 
 fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
-    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
+    let (x, gain) = (c.x(0)?, c.x(1)?);
     // The precision inside the forward kernel; the gradient is computed in the type of X.
     c.attrs.ignore(&["stash_type"]);
     let epsilon = f64::from(c.attrs.float("epsilon", 1e-5)?);
     let first = b.axis(x, c.attrs.int("axis", -1)?)?;
     let axes: Vec<usize> = (first..b.rank(x)).collect();
     let normalized = Normalized::new(b, x, &axes, epsilon, centred)?;
-    let dx = if c.wants(0) {
-        let g = b.mul(dy, gain)?;
-        Some(normalized.vjp(b, g)?)
-    } else {
-        None
+    let dy = c.dy_of(0);
+    let mut dx = match dy.filter(|_| c.wants(0)) {
+        Some(dy) => {
+            let g = b.mul(dy, gain)?;
+            Some(normalized.vjp(b, g)?)
+        }
+        None => None,
     };
-    let dgain = if c.wants(1) { Some(b.mul(dy, normalized.hat)?) } else { None };
-    Ok(vec![dx, dgain, Some(dy)])
+    let n: usize = axes.iter().map(|a| b.shape(x)[*a]).product();
+    if let Some(dmean) = c.dy_of(1).filter(|_| c.wants(0)) {
+        let share = b.scale(dmean, 1.0 / n as f64)?;
+        let share = b.cast(share, b.dtype(x));
+        dx = Some(plus(b, dx, share)?);
+    }
+    if let Some(drstd) = c.dy_of(2).filter(|_| c.wants(0)) {
+        // ∂r/∂x = −r²x̂/n
+        let share = b.scale(drstd, -1.0 / n as f64)?;
+        let share = b.cast(share, b.dtype(x));
+        let square = b.square(normalized.rstd)?;
+        let share = b.mul(share, square)?;
+        let share = b.mul(share, normalized.hat)?;
+        dx = Some(plus(b, dx, share)?);
+    }
+    if let Some(part) = dx {
+        dx = Some(b.expand(part, &b.shape(x).to_vec()));
+    }
+    let dgain = match dy.filter(|_| c.wants(1)) {
+        Some(dy) => Some(b.mul(dy, normalized.hat)?),
+        None => None,
+    };
+    Ok(vec![dx, dgain, dy])
+}
+
+/// `sum` + `part`, where there is a sum.
+fn plus(b: &mut Builder<'_>, sum: Option<ValueId>, part: ValueId) -> Result<ValueId> {
+    match sum {
+        Some(sum) => b.add(sum, part),
+        None => Ok(part),
+    }
 }
 
 /// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) over the positions of each sample and channel: X̄ from G = γȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over all

@@ -1,6 +1,9 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce};
+use super::{
+    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce,
+    resize, sample, spectral,
+};
 use crate::error::{Error, Result};
 use crate::ir::Node;
 use Entry::{Lower as L, NoGradient, Refused, Rule as R};
@@ -35,6 +38,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Clip", R(elementwise::clip)),
     ("Cast", R(elementwise::cast)),
     ("CastLike", R(elementwise::cast)),
+    ("DequantizeLinear", L(elementwise::dequantize)),
     ("Identity", R(elementwise::identity)),
     ("Dropout", R(elementwise::dropout)),
     ("Neg", R(elementwise::neg)),
@@ -79,6 +83,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("MatMul", R(linalg::matmul)),
     ("Gemm", R(linalg::general_matmul)),
     ("Einsum", R(linalg::einsum)),
+    ("Det", R(linalg::det)),
     // Convolutions.
     ("Conv", R(conv::conv)),
     ("ConvTranspose", R(conv::conv_transpose)),
@@ -87,6 +92,9 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("AveragePool", R(pool::average_pool)),
     ("GlobalAveragePool", R(pool::global_average_pool)),
     ("GlobalMaxPool", R(pool::global_max_pool)),
+    ("LpPool", L(pool::lp_pool)),
+    ("GlobalLpPool", L(pool::global_lp_pool)),
+    ("MaxUnpool", R(pool::max_unpool)),
     // Normalizations.
     ("BatchNormalization", R(norm::batch_normalization)),
     ("LayerNormalization", R(norm::layer_normalization)),
@@ -108,6 +116,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("ReduceLogSumExp", R(reduce::log_sum_exp)),
     ("ReduceSumSquare", R(reduce::sum_square)),
     ("CumSum", R(reduce::cum_sum)),
+    ("CumProd", L(layout::cum_prod)),
     // Layout.
     ("Reshape", R(layout::reshape)),
     ("Flatten", R(layout::reshape)),
@@ -124,6 +133,8 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("SpaceToDepth", R(layout::space_to_depth)),
     ("Trilu", R(layout::trilu)),
     ("ReverseSequence", R(layout::reverse_sequence)),
+    ("CenterCropPad", L(layout::center_crop_pad)),
+    ("Col2Im", R(layout::col2im)),
     // Indexing.
     ("Gather", R(index::gather)),
     ("GatherElements", R(index::gather_elements)),
@@ -133,6 +144,15 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("OneHot", R(index::one_hot)),
     ("TopK", R(index::top_k)),
     ("Compress", R(index::compress)),
+    // Images.
+    ("Resize", R(resize::resize)),
+    ("GridSample", L(sample::grid_sample)),
+    ("AffineGrid", L(sample::affine_grid)),
+    ("RoiAlign", L(sample::roi_align)),
+    ("DeformConv", L(sample::deform_conv)),
+    // Fourier transforms.
+    ("DFT", R(spectral::dft)),
+    ("STFT", L(spectral::stft)),
     // Losses.
     ("NegativeLogLikelihoodLoss", L(loss::negative_log_likelihood)),
     ("SoftmaxCrossEntropyLoss", L(loss::softmax_cross_entropy)),
@@ -165,8 +185,14 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
-    ("QuantizeLinear", Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one")),
-    ("DynamicQuantizeLinear", Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one")),
+    (
+        "QuantizeLinear",
+        Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one"),
+    ),
+    (
+        "DynamicQuantizeLinear",
+        Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one"),
+    ),
     ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),
     ("MatMulInteger", Refused("it multiplies integers: this model is a quantized one")),
     ("QLinearConv", Refused("it multiplies integers: this model is a quantized one")),

@@ -12,6 +12,7 @@
 mod rows_activation;
 mod rows_conv;
 mod rows_elementwise;
+mod rows_image;
 mod rows_index;
 mod rows_layout;
 mod rows_linalg;
@@ -19,6 +20,7 @@ mod rows_loss;
 mod rows_norm;
 mod rows_pool;
 mod rows_reduce;
+mod rows_spectral;
 mod runtime;
 mod special;
 
@@ -447,14 +449,19 @@ fn all_rows() -> Vec<Row> {
         rows_pool::rows(),
         rows_norm::rows(),
         rows_loss::rows(),
+        rows_image::rows(),
+        rows_spectral::rows(),
     ]
     .concat()
 }
 
 #[test]
 fn every_rule_has_a_row_and_every_row_a_rule() {
-    let rules: BTreeSet<&str> =
-        table::TABLE.iter().filter(|(_, e)| matches!(e, table::Entry::Rule(_) | table::Entry::Lower(_))).map(|(op, _)| *op).collect();
+    let rules: BTreeSet<&str> = table::TABLE
+        .iter()
+        .filter(|(_, e)| matches!(e, table::Entry::Rule(_) | table::Entry::Lower(_)))
+        .map(|(op, _)| *op)
+        .collect();
     let rows = all_rows();
     let tested: BTreeSet<&str> = rows.iter().filter(|r| r.domain.is_empty()).map(|r| r.op).collect();
     assert_eq!(rules.difference(&tested).collect::<Vec<_>>(), Vec::<&&str>::new(), "rules without a row");
