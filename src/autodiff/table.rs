@@ -185,14 +185,8 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
-    (
-        "QuantizeLinear",
-        Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one"),
-    ),
-    (
-        "DynamicQuantizeLinear",
-        Refused("it rounds to integers: the gradient is 0 almost everywhere, and this model is a quantized one"),
-    ),
+    ("QuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
+    ("DynamicQuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
     ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),
     ("MatMulInteger", Refused("it multiplies integers: this model is a quantized one")),
     ("QLinearConv", Refused("it multiplies integers: this model is a quantized one")),
