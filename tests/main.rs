@@ -4,6 +4,7 @@ mod bad_input;
 mod bad_input_cli;
 mod common;
 mod conformance;
+mod control;
 mod docs;
 mod doctor;
 mod export;

@@ -185,6 +185,9 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
+    ("If", Refused("its condition depends on data; a condition that depends on shapes alone is resolved")),
+    ("Loop", Refused("the number of its rounds depends on data, or its body decides when to stop")),
+    ("Scan", Refused("the number of its rounds is not known")),
     ("QuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
     ("DynamicQuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
     ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),

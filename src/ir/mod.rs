@@ -10,7 +10,7 @@ mod graph;
 mod tensor;
 mod text;
 
-pub use attr::{Attr, AttrReader, Attrs};
+pub use attr::{Attr, AttrReader, Attrs, Body};
 pub use dtype::{DType, Element};
 pub use graph::{Declared, Dim, Graph, Node, NodeId, Source, Type, Value, ValueId};
 pub use tensor::Tensor;
