@@ -8,6 +8,7 @@ mod control;
 mod docs;
 mod doctor;
 mod export;
+mod forms;
 mod gradcheck;
 mod graphs;
 mod inspect;

@@ -182,6 +182,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("EyeLike", NoGradient("its output depends on a shape alone")),
     ("RandomNormalLike", NoGradient("its output depends on a shape alone")),
     ("RandomUniformLike", NoGradient("its output depends on a shape alone")),
+    ("BitCast", NoGradient("it reads a number's bits as another number")),
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
@@ -202,6 +203,11 @@ pub const FUSED: &[(&str, Entry)] = &[
     ("Conv", R(fuse::conv)),
     ("BatchNorm", R(fuse::batch_norm)),
 ];
+
+/// Every table with the domain of its operators, as users write it.
+pub fn tables() -> Vec<(&'static str, &'static [(&'static str, Entry)])> {
+    vec![("ai.onnx", TABLE), (DOMAIN, FUSED)]
+}
 
 /// The entry of a node's operator.
 ///

@@ -298,6 +298,17 @@ impl Graph {
         set
     }
 
+    /// The values of `from` and what they are computed from.
+    pub fn upstream(&self, from: impl IntoIterator<Item = ValueId>) -> HashSet<ValueId> {
+        let mut set: HashSet<ValueId> = from.into_iter().collect();
+        for node in self.nodes.iter().rev() {
+            if node.outputs.iter().flatten().any(|v| set.contains(v)) {
+                set.extend(node.inputs.iter().flatten());
+            }
+        }
+        set
+    }
+
     /// Makes every reader of `from`, and the graph's outputs, read `to` instead.
     pub fn replace(&mut self, from: ValueId, to: ValueId) {
         let inputs = self.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten());

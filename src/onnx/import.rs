@@ -5,6 +5,7 @@ use super::external::DataFiles;
 use super::roles::{RoleReason, assign};
 use super::{inline, upgrade};
 use crate::error::{Error, IoContext, Result};
+use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{
@@ -56,6 +57,8 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
         let mut graph = to_graph(&proto, folder).map_err(|e| {
             e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file")
         })?;
+        // Half precision is for storage: it is computed and trained in f32, and written back as it was.
+        set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
         let roles = assign(&mut graph);
         graph.check()?;
         Ok(Model { path: path.to_owned(), proto, graph, roles })

@@ -1,6 +1,6 @@
 //! The float type of a graph.
 
-use crate::ir::{Attr, Body, DType, Graph, Source, Tensor, ValueId};
+use super::{Attr, Body, DType, Graph, Source, Tensor, ValueId};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ pub fn set_float_type(graph: &mut Graph, from: &[DType], to: DType) {
         // What makes a float by default makes it explicitly now.
         let default = match node.op.as_str() {
             "ConstantOfShape" => ("value", Attr::Tensor(Tensor::full(to, &[1], 0.0))),
-            "RandomNormal" | "RandomUniform" => ("dtype", Attr::Int(i64::from(to.onnx()))),
+            "RandomNormal" | "RandomUniform" | "SequenceEmpty" => ("dtype", Attr::Int(i64::from(to.onnx()))),
             _ => continue,
         };
         if from.contains(&DType::F32) {
