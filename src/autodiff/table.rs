@@ -1,7 +1,7 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
 use super::{
-    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce,
+    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, recurrent, reduce,
     resize, sample, spectral,
 };
 use crate::error::{Error, Result};
@@ -104,6 +104,10 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("LRN", L(norm::local_response_normalization)),
     ("LpNormalization", L(norm::lp_normalization)),
     ("MeanVarianceNormalization", L(norm::mean_variance_normalization)),
+    // Recurrent layers.
+    ("RNN", L(recurrent::rnn)),
+    ("GRU", L(recurrent::gru)),
+    ("LSTM", L(recurrent::lstm)),
     // Reductions.
     ("ReduceSum", R(reduce::sum)),
     ("ReduceMean", R(reduce::mean)),

@@ -125,6 +125,30 @@ impl<'a> AttrReader<'a> {
         }
     }
 
+    /// A list of floats, `None` when absent.
+    ///
+    /// # Errors
+    /// When it is there with another type.
+    pub fn floats(&self, name: &'static str) -> Result<Option<Vec<f32>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Attr::Floats(v)) => Ok(Some(v.clone())),
+            Some(other) => wrong(name, "a list of floats", other),
+        }
+    }
+
+    /// A list of strings, `None` when absent.
+    ///
+    /// # Errors
+    /// When it is there with another type.
+    pub fn strs(&self, name: &'static str) -> Result<Option<Vec<String>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Attr::Strs(v)) => Ok(Some(v.clone())),
+            Some(other) => wrong(name, "a list of strings", other),
+        }
+    }
+
     /// Names of attributes that were there and never read.
     pub fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
