@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench conformance clean
+.PHONY: help setup build test demo check bench conformance packages clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
+	@echo "make packages     check and fine-tune models that Python packages carry"
 	@echo "make clean   remove what was built and fetched"
 
 setup:
@@ -44,6 +45,9 @@ conformance: setup
 	$(PYTHON) scripts/fetch_conformance.py
 	$(CARGO) test --locked --test main conformance -- --ignored --nocapture
 
+packages: setup build
+	$(PYTHON) benches/packages.py
+
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime .conformance runs
+	rm -rf .onnxruntime .conformance .packages runs

@@ -1,8 +1,8 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
 use super::{
-    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, recurrent, reduce,
-    resize, sample, spectral,
+    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, recurrent,
+    reduce, resize, sample, spectral,
 };
 use crate::error::{Error, Result};
 use crate::ir::Node;
