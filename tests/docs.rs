@@ -2,7 +2,7 @@
 
 use crate::common::repo;
 use crate::snapshot;
-use bisam::autodiff::table::{Entry, FUSED, TABLE};
+use bisam::autodiff::table::{Entry, FUSED, MICROSOFT, TABLE};
 use std::fmt::Write;
 
 const INTRODUCTION: &str = "\
@@ -19,7 +19,6 @@ on import.
 fn operators_are_current() {
     let table = std::fs::read_to_string(repo("src/autodiff/table.rs")).expect("reads");
     let mut out = String::from(INTRODUCTION);
-    let mut seen = Vec::new();
     let mut fused = String::new();
     for line in table.lines().skip_while(|l| !l.contains("const FUSED")) {
         if let Some((operator, entry)) = line.trim().strip_prefix("(\"").and_then(|l| l.split_once("\", ")) {
@@ -30,26 +29,7 @@ fn operators_are_current() {
         }
     }
     assert_eq!(fused.lines().count(), FUSED.len(), "the table is not laid out one operator per line");
-    for line in table.lines().skip_while(|l| !l.contains("const TABLE")) {
-        let line = line.trim();
-        if let Some(family) = line.strip_prefix("// ") {
-            let family = family.trim_end_matches('.');
-            let head = if matches!(family, "No gradient" | "Refused") { "Why" } else { "Rule" };
-            let _ = write!(out, "\n## {family}\n\n| operator | {head} |\n|---|---|\n", head = head.to_lowercase());
-        } else if let Some((operator, entry)) = line.strip_prefix("(\"").and_then(|l| l.split_once("\", ")) {
-            let text =
-                match entry.split_once("R(").or_else(|| entry.split_once("L(")).and_then(|(_, r)| r.split_once("::")) {
-                    Some((module, rule)) => documentation(module, rule.trim_end_matches([')', ','])),
-                    None => entry.split('"').nth(1).expect("a reason").to_owned(),
-                };
-            let _ = writeln!(out, "| {operator} | {} |", text.replace('|', "\\|"));
-            seen.push(operator.to_owned());
-        } else if line == "];" {
-            break;
-        }
-    }
-    let listed: Vec<&str> = TABLE.iter().map(|(op, _)| *op).collect();
-    assert_eq!(seen, listed, "the table is not laid out one operator per line");
+    out.push_str(&families(&table, "TABLE", TABLE, "##"));
     let count = |f: fn(&Entry) -> bool| TABLE.iter().filter(|(_, e)| f(e)).count();
     let _ = write!(
         out,
@@ -61,7 +41,35 @@ fn operators_are_current() {
         out,
         "\n## Domain bisam\n\nFused operators with kernels of this crate.\n\n| operator | rule |\n|---|---|\n{fused}"
     );
+    out.push_str("\n## Domain com.microsoft\n\nWhat ONNX Runtime's optimizers write into a model.\n");
+    out.push_str(&families(&table, "MICROSOFT", MICROSOFT, "###"));
     snapshot::check("docs/operators.md", &out);
+}
+
+/// The operators of a table by family, under headings of level `level`.
+fn families(source: &str, name: &str, table: &[(&str, Entry)], level: &str) -> String {
+    let (mut out, mut seen) = (String::new(), Vec::new());
+    for line in source.lines().skip_while(|l| !l.contains(&format!("const {name}"))) {
+        let line = line.trim();
+        if let Some(family) = line.strip_prefix("// ") {
+            let family = family.trim_end_matches('.');
+            let head = if matches!(family, "No gradient" | "Refused") { "why" } else { "rule" };
+            let _ = write!(out, "\n{level} {family}\n\n| operator | {head} |\n|---|---|\n");
+        } else if let Some((operator, entry)) = line.strip_prefix("(\"").and_then(|l| l.split_once("\", ")) {
+            let rule = entry.split_once("R(").or_else(|| entry.split_once("L(")).and_then(|(_, r)| r.split_once("::"));
+            let text = match rule {
+                Some((module, rule)) => documentation(module, rule.trim_end_matches([')', ','])),
+                None => entry.split('"').nth(1).expect("a reason").to_owned(),
+            };
+            let _ = writeln!(out, "| {operator} | {} |", text.replace('|', "\\|"));
+            seen.push(operator.to_owned());
+        } else if line == "];" {
+            break;
+        }
+    }
+    let listed: Vec<&str> = table.iter().map(|(op, _)| *op).collect();
+    assert_eq!(seen, listed, "the table is not laid out one operator per line");
+    out
 }
 
 /// The first paragraph of a rule's documentation.
