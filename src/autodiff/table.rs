@@ -194,6 +194,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
+    ("Unique", Refused("the shape of its output depends on data")),
     ("If", Refused("its condition depends on data; a condition that depends on shapes alone is resolved")),
     ("Loop", Refused("the number of its rounds depends on data, or its body decides when to stop")),
     ("Scan", Refused("the number of its rounds is not known")),
