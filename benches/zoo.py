@@ -1,0 +1,511 @@
+"""Gradients of many real exports against PyTorch's autograd.
+
+    python benches/zoo.py                     every architecture, and the report docs/zoo.md
+    python benches/zoo.py resnet 'dynamo-*'   architectures and forms whose names hold or match a word; prints only
+    python benches/zoo.py --again swin        exports anew what is there already
+
+Each architecture of zoo_networks.py is exported in up to four forms: by the TorchScript exporter in evaluation mode
+(`script-eval`) and in training mode without folding (`script-train`), and by the dynamo exporter in evaluation mode, optimized
+(`dynamo-eval`), and not optimized (`dynamo-train`), which keeps BatchNormalization. `bisam grad` then differentiates the file in
+the form's mode, and every gradient is checked one of two ways:
+
+- An initializer that holds a parameter of the network, up to its layout, a factor per channel (a folded BatchNormalization) or
+  a split into several, is compared with autograd's gradient of that parameter: ‖a − b‖ ≤ 1e-3 max(‖b‖, 1e-3 largest ‖b‖).
+- Any other float initializer is compared with central differences of ONNX Runtime's loss along one direction.
+
+Exports, inputs and references stay in .zoo/ and are used again.
+"""
+
+import argparse
+import fnmatch
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CACHE = ROOT / ".zoo"
+REPORT = ROOT / "docs" / "zoo.md"
+
+FORMS = ("script-eval", "script-train", "dynamo-eval", "dynamo-train")
+TRACED_BATCH, BATCH = 4, 5
+TOLERANCE = 1e-3
+DIFFERENCE_TOLERANCE = 5e-2
+# Gradients below this share of the largest are compared with it instead: a bias before a normalization has a gradient of zero.
+FLOOR = 1e-3
+EXPORT_SECONDS, GRAD_SECONDS = 420, 120
+
+
+# Building and exporting
+
+
+def build(network):
+    """The network with seeded weights, none of them all equal, and running statistics of a batch; nothing in it is random."""
+    torch.manual_seed(0)
+    module = network.build()
+    for name, parameter in module.named_parameters():
+        if parameter.numel() > 1 and parameter.min() == parameter.max():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    norms = [m for m in module.modules() if isinstance(m, nn_batch_norms())]
+    for m in module.modules():
+        for name in ("drop_prob", "p"):
+            if isinstance(getattr(m, name, None), float) and ("drop" in type(m).__name__.lower() or "Depth" in type(m).__name__):
+                setattr(m, name, 0.0)
+    kept = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    with torch.no_grad():
+        module.train()(*inputs(network, 8, 1).values())
+    for m, momentum in zip(norms, kept):
+        m.momentum = momentum
+    return module
+
+
+def nn_batch_norms():
+    return torch.nn.modules.batchnorm._BatchNorm
+
+
+def inputs(network, batch, seed):
+    """Seeded inputs by name."""
+    return network.inputs(batch, torch.Generator().manual_seed(seed))
+
+
+def export(module, batch, form, path):
+    """Writes the file, with a dynamic batch axis where the exporter can."""
+    exporter, mode = form.split("-")
+    module.train(mode == "train")
+    names = {"input_names": list(batch), "output_names": ["logits"]}
+    failed = None
+    for dynamic in (True, False):
+        try:
+            if exporter == "script":
+                training = torch.onnx.TrainingMode.TRAINING if mode == "train" else torch.onnx.TrainingMode.EVAL
+                axes = {name: {0: "batch"} for name in (*batch, "logits")} if dynamic else None
+                torch.onnx.export(
+                    module, tuple(batch.values()), str(path), dynamo=False, training=training,
+                    do_constant_folding=mode == "eval", dynamic_axes=axes, **names,
+                )
+            else:
+                # A graph captured in training mode moves the running statistics, which the exporter refuses.
+                module.eval()
+                axes = tuple({0: torch.export.Dim("batch")} for _ in batch) if dynamic else None
+                torch.onnx.export(
+                    module, tuple(batch.values()), str(path), dynamo=True, dynamic_shapes=axes, verbose=False,
+                    external_data=False, optimize=mode == "eval", **names,
+                )
+            return
+        except Exception as error:
+            failed = error
+    raise failed
+
+
+def logits_of(session, batch):
+    return session.run(None, {i.name: batch[i.name].numpy() for i in session.get_inputs()})[0]
+
+
+def session(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def reference(module, batch, labels, mode):
+    """Loss, logits and gradients by autograd, in float64 where the network allows it."""
+    module.train(mode == "train")
+    kept = {k: v.clone() for k, v in module.state_dict().items()}
+    names, parameters = zip(*module.named_parameters())
+    try:
+        wide = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        logits = module.double()(*wide.values())
+        assert logits.dtype == torch.float64
+    except Exception:
+        logits = module.float()(*batch.values())
+    loss = F.cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    module.float().load_state_dict(kept)
+    zeros = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
+    arrays = {f"grad/{name}": g.float().numpy() for name, g in zip(names, zeros)}
+    return {"loss": loss.detach().float().numpy(), "logits": logits.detach().float().numpy(), **arrays}
+
+
+# Which initializer holds which parameter
+
+
+def layouts(parameter):
+    """The ways an exporter lays a parameter out: (array, how to lay a gradient back)."""
+    shape = parameter.shape
+    for order in itertools.permutations(range(len(shape))) if len(shape) <= 4 else [range(len(shape))]:
+        back = np.argsort(order)
+        yield parameter.transpose(order), lambda g, back=back: g.transpose(back)
+    if len(shape) > 2:
+        flat = parameter.reshape(shape[0], -1)
+        yield flat, lambda g: g.reshape(shape)
+        yield flat.T, lambda g: g.T.reshape(shape)
+
+
+def factor(value, laid):
+    """What `laid` was multiplied by to give `value`: 1, one number, or one per first or last axis; None when nothing fits."""
+    if np.array_equal(value, laid):
+        return 1.0
+    if laid.ndim < 2 or laid.size < 16:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(np.abs(laid) > 1e-3 * np.abs(laid).max(), value / laid, np.nan)
+    for axis in (0, laid.ndim - 1):
+        rest = tuple(a for a in range(laid.ndim) if a != axis)
+        if laid.size // laid.shape[axis] < 4:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            middle = np.nan_to_num(np.nanmedian(ratio, axis=rest, keepdims=True))
+        if np.abs(middle).max() > 0 and np.abs(value - laid * middle).max() <= 1e-5 * np.abs(value).max():
+            return middle
+    return None
+
+
+def match(module, proto):
+    """For every parameter the initializers that hold it: (initializer, layout, factor)."""
+    stored = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    stored = {k: v for k, v in stored.items() if v.dtype == np.float32 and v.size}
+    parameters = {k: p.detach().numpy() for k, p in module.named_parameters()}
+    found = {}
+    for name, value in stored.items():
+        if name in parameters and np.array_equal(value, parameters[name]):
+            found.setdefault(name, []).append((name, lambda g: g, 1.0))
+    left = [k for k in stored if k not in {i for group in found.values() for i, _, _ in group}]
+    # A parameter found under its own name may also stand elsewhere, laid out otherwise.
+    by_size = {}
+    for key, parameter in parameters.items():
+        by_size.setdefault(parameter.size, []).append((key, parameter))
+    shifts = dict(folded_biases(module))
+    for name in left:
+        value = stored[name]
+        if value.size < 2:
+            continue
+        candidates = (
+            (key, back, scale)
+            for key, parameter in by_size.get(value.size, ())
+            for laid, back in layouts(parameter)
+            if laid.shape == value.shape and (scale := factor(value, laid)) is not None
+        )
+        hit = next(candidates, None)
+        if hit is None and value.ndim == 1:
+            close = (k for k, s in shifts.items() if s.shape == value.shape and np.allclose(s, value, rtol=1e-4, atol=1e-5))
+            hit = next(((k, lambda g: g, 1.0) for k in close), None)
+        if hit is not None:
+            found.setdefault(hit[0], []).append((name, *hit[1:]))
+    return found
+
+
+def folded_biases(module):
+    """The bias that a convolution without one gets when the BatchNormalization after it is folded in."""
+    for prefix, m in module.named_modules():
+        if isinstance(m, nn_batch_norms()) and m.affine and m.track_running_stats:
+            scale = m.weight / torch.sqrt(m.running_var + m.eps)
+            yield f"{prefix}.bias", (m.bias - m.running_mean * scale).detach().numpy()
+
+
+# Comparing
+
+
+def compare(module, proto, expected, got):
+    """Relative errors by parameter, and the initializers that no parameter was found in."""
+    largest = max(np.linalg.norm(v) for k, v in expected.items() if k.startswith("grad/"))
+    errors, seen = {}, set()
+    for parameter, held in match(module, proto).items():
+        held = [h for h in held if f"grad/{h[0]}" in got]
+        if not held:
+            continue
+        want = expected[f"grad/{parameter}"].astype(np.float64)
+        have = sum(back(got[f"grad/{name}"].astype(np.float64) * scale) for name, back, scale in held)
+        errors[parameter] = float(np.linalg.norm(have - want) / max(np.linalg.norm(want), FLOOR * largest))
+        seen |= {name for name, _, _ in held}
+    rest = [k[5:] for k in got if k.startswith("grad/") and k[5:] not in seen]
+    return errors, rest
+
+
+def cross_entropy(logits, labels):
+    logits = logits.astype(np.float64).reshape(len(labels), -1)
+    top = logits.max(1, keepdims=True)
+    logs = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
+    return float((logs - logits[np.arange(len(labels)), labels]).mean())
+
+
+def differences(proto, names, batch, labels, got):
+    """Errors of gradients against central differences of the loss, by initializer; those too small to be seen are left out."""
+    stored = {i.name: i for i in proto.graph.initializer}
+    known = {i.name for i in proto.graph.input}
+    for name in names:
+        if name not in known:
+            i = stored[name]
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, i.data_type, list(i.dims)))
+    runner = session(proto.SerializeToString())
+    feed = {k: v.numpy() for k, v in batch.items() if k in known}
+    random = np.random.default_rng(0)
+    errors = {}
+    for name in names:
+        value = numpy_helper.to_array(stored[name])
+        gradient = got[f"grad/{name}"].astype(np.float64)
+        if value.size == 0 or not np.isfinite(value).all() or np.abs(value).max() > 1e4:
+            continue
+        noise = random.standard_normal(value.shape)
+        norm = np.linalg.norm(gradient)
+        direction = noise / np.linalg.norm(noise) + (gradient / norm if norm > 0 else 0)
+        slope = float((gradient * direction).sum())
+        reach = 0.05 * max(np.linalg.norm(value), 1e-3)
+        tries = []
+        for share in (1.0, 0.3, 0.1):
+            step = share * min(1e-2 / max(abs(slope), 1e-12), reach)
+            ends = [
+                cross_entropy(runner.run(None, feed | {name: (value + s * direction).astype(value.dtype)})[0], labels)
+                for s in (step, -step)
+            ]
+            real = (ends[0] - ends[1]) / (2 * step)
+            blur = 3e-6 / step
+            tries.append(max(abs(real - slope) - blur, 0.0) / max(abs(real), abs(slope), 1e-9))
+            if tries[-1] <= DIFFERENCE_TOLERANCE:
+                break
+        errors[name] = min(tries)
+    return errors
+
+
+# One architecture
+
+
+def prepare(name, form, network, again):
+    """Exports and writes inputs and reference, unless they are there; returns the network, or why there is none."""
+    folder = CACHE / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path, refused = folder / f"{form}.onnx", folder / f"{form}.refused"
+    done = folder / f"{form}.reference.npz"
+    if refused.exists() and not again:
+        return None, refused.read_text()
+    module = build(network)
+    if done.exists() and not again:
+        return module, None
+    refused.unlink(missing_ok=True)
+    try:
+        state = {k: v.clone() for k, v in module.state_dict().items()}
+        export(module, inputs(network, TRACED_BATCH, 2), form, path)
+        proto = onnx.load(path)
+        used = {i.name for i in proto.graph.input}
+        module.load_state_dict(state)
+        runner = session(str(path))
+        for size in (BATCH, TRACED_BATCH):
+            batch = inputs(network, size, 3)
+            labels = torch.randint(CLASSES, (size,), generator=torch.Generator().manual_seed(4))
+            expected = reference(module, batch, labels, form.split("-")[1])
+            # A form that keeps BatchNormalization in evaluation mode is compared in training mode, where it cannot run as it is.
+            same = form == "dynamo-train" and reference(module, batch, labels, "eval") or expected
+            try:
+                got = logits_of(runner, batch)
+            except Exception as error:
+                got = error
+            if isinstance(got, np.ndarray) and np.allclose(got, same["logits"], rtol=1e-2, atol=1e-3):
+                break
+        else:
+            why = str(got).splitlines()[0] if isinstance(got, Exception) else "it does not compute what the network does"
+            raise RuntimeError(f"the export is wrong: {why}")
+        np.savez(folder / f"{form}.inputs.npz", labels=labels.numpy(), **{k: v.numpy() for k, v in batch.items() if k in used})
+        np.savez(done, **expected)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        refused.write_text(f"{type(error).__name__}: {lines[0][:200]}")
+        (folder / f"{form}.traceback").write_text(traceback.format_exc())
+        return None, refused.read_text()
+    return module, None
+
+
+def check(name, form, network, bisam, again):
+    """One form of one architecture, as a row of the report."""
+    row = {"name": name, "form": form, "source": network.source}
+    module, refused = prepare(name, form, network, again)
+    if module is None:
+        return row | {"refused": refused}
+    folder = CACHE / name
+    path, given, out = folder / f"{form}.onnx", folder / f"{form}.inputs.npz", folder / f"{form}.out.npz"
+    proto = onnx.load(path)
+    row["nodes"] = len(proto.graph.node)
+    row["parameters"] = sum(p.numel() for p in module.parameters())
+    batch = {k: torch.from_numpy(v) for k, v in np.load(given).items()}
+    labels = batch.pop("labels").numpy()
+    row["batch"] = "any" if len(labels) == BATCH else "fixed"
+    mode = form.split("-")[1]
+    command = [bisam, "-q", "--threads", "1", "grad", path, "--inputs", given, "--mode", mode, "-o", out]
+    begin = time.perf_counter()
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=GRAD_SECONDS)
+    except subprocess.TimeoutExpired:
+        return row | {"failed": f"took more than {GRAD_SECONDS} s"}
+    row["seconds"] = time.perf_counter() - begin
+    if result.returncode != 0:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        return row | {"failed": " ".join(lines).replace(str(path), path.name)[:400]}
+    got = dict(np.load(out))
+    out.unlink()
+    expected = dict(np.load(folder / f"{form}.reference.npz"))
+    errors, rest = compare(module, proto, expected, got)
+    errors = dict(sorted(errors.items(), key=lambda e: -e[1] if np.isfinite(e[1]) else -np.inf))
+    row |= {"compared": len(errors), "worst": next(iter(errors.values()), 0.0), "worst_name": next(iter(errors), "")}
+    row["loss"] = abs(float(got["loss"]) - float(expected["loss"])) / abs(float(expected["loss"]))
+    # A file that runs in another mode than asked for says nothing about the gradients in that mode.
+    bare = form == "dynamo-train" and any(n.op_type == "BatchNormalization" for n in proto.graph.node)
+    slopes = {} if bare else differences(proto, rest, batch, labels, got)
+    slopes = dict(sorted(slopes.items(), key=lambda e: -e[1] if np.isfinite(e[1]) else -np.inf))
+    row |= {"differenced": len(slopes), "unchecked": len(rest) - len(slopes)}
+    row |= {"worst_difference": next(iter(slopes.values()), 0.0), "worst_difference_name": next(iter(slopes), "")}
+    if not row["loss"] <= 1e-4:
+        row["failed"] = f"the loss is off by {row['loss']:.1e}"
+    elif not row["worst"] <= TOLERANCE:
+        row["failed"] = f"the gradient of {row['worst_name']} is off by {row['worst']:.1e}"
+    elif not row["worst_difference"] <= DIFFERENCE_TOLERANCE:
+        row["failed"] = f"{row['worst_difference_name']} is off by {row['worst_difference']:.1e} against differences"
+    return row
+
+
+def worker(name, forms, network, options):
+    """Runs in its own process: all forms of one architecture, one file of rows each."""
+    os.nice(5)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    log = os.open(CACHE / name / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for form in forms:
+        try:
+            row = check(name, form, network, options.bisam, options.again)
+        except Exception as error:
+            traceback.print_exc()
+            row = {"name": name, "form": form, "source": network.source, "failed": f"this script: {error!r}"[:300]}
+        (CACHE / name / f"{form}.row.json").write_text(json.dumps(row))
+
+
+def run(name, forms, network, options):
+    """The rows of one architecture; a form that takes too long counts as refused by its exporter."""
+    (CACHE / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for form in forms:
+        file = CACHE / name / f"{form}.row.json"
+        file.unlink(missing_ok=True)
+        process = multiprocessing.get_context("fork").Process(target=worker, args=(name, [form], network, options))
+        process.start()
+        process.join(EXPORT_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if file.exists():
+            rows.append(json.loads(file.read_text()))
+        else:
+            why = f"did not end within {EXPORT_SECONDS} s, or crashed with {process.exitcode}"
+            (CACHE / name / f"{form}.refused").write_text(why)
+            rows.append({"name": name, "form": form, "source": network.source, "refused": why})
+    return rows
+
+
+# The report
+
+
+def line(row):
+    """A row for the terminal."""
+    head = f"{row['name']:24} {row['form']:13}"
+    if "refused" in row:
+        return f"{head} refused  {row['refused'][:120]}"
+    head += f" {row['nodes'] if 'nodes' in row else '?':>5} nodes"
+    if "worst" in row:
+        head += f" {row['compared']:4} {row['worst']:.0e} {row['differenced']:4} {row['worst_difference']:.0e} {row['unchecked']:3}"
+    head += f" {row.get('seconds', 0):5.1f} s {row['batch'] if row.get('batch') == 'fixed' else ''}"
+    return head + (f"  FAILED {row['failed']}" if "failed" in row else "")
+
+
+def cell(row):
+    if "refused" in row:
+        return "–"
+    if "worst" not in row:
+        return "fails"
+    mark = "**" if "failed" in row else ""
+    return f"{mark}{row['worst']:.0e}{mark} · {row['nodes']} · {row['seconds']:.1f} s"
+
+
+def report(rows):
+    """The rows as Markdown."""
+    by_name = {}
+    for row in rows:
+        by_name.setdefault(row["name"], {})[row["form"]] = row
+    counted = [r for r in rows if "refused" not in r]
+    passed = [r for r in counted if "failed" not in r]
+    text = [
+        "# Gradients of real exports",
+        "",
+        "Made by `make zoo`. Each cell: worst relative error of a parameter's gradient against PyTorch's autograd · nodes of the file",
+        "· seconds for `bisam grad` (import, differentiation and one run) on one thread. A dash is a form that its exporter refused.",
+        "",
+        f"{len(by_name)} architectures, {len(counted)} exports, {len(passed)} pass.",
+        f"Of their initializers {sum(r.get('compared', 0) for r in counted):,} are compared with autograd,",
+        f"{sum(r.get('differenced', 0) for r in counted):,} with central differences.",
+        "",
+        "| architecture | from | parameters | " + " | ".join(FORMS) + " |",
+        "|---|---|--:|" + "---|" * len(FORMS),
+    ]
+    for name, forms in by_name.items():
+        parameters = next((r["parameters"] for r in forms.values() if "parameters" in r), 0)
+        cells = " | ".join(cell(forms[f]) if f in forms else "" for f in FORMS)
+        text.append(f"| {name} | {next(iter(forms.values()))['source']} | {parameters:,} | {cells} |")
+    for title, key in (("Failures", "failed"), ("Refused by the exporter, not counted", "refused")):
+        text += ["", f"## {title}", ""]
+        text += [f"- {r['name']}, {r['form']}: {r[key].replace('|', '/')}" for r in rows if key in r] or ["None."]
+    return "\n".join(text) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="architectures or forms to run (default: all)")
+    parser.add_argument("--bisam", default=ROOT / "target" / "release" / "bisam", type=Path, help="the binary")
+    parser.add_argument("--again", action="store_true", help="export anew")
+    parser.add_argument("--report", action="store_true", help="write the report from the rows of earlier runs")
+    options = parser.parse_args()
+
+    def chosen(name, words):
+        return not words or any(w in name or fnmatch.fnmatch(name, w) for w in words)
+
+    form_words = [w for w in options.words if any(fnmatch.fnmatch(f, w) for f in FORMS)]
+    words = [w for w in options.words if w not in form_words]
+    forms = [f for f in FORMS if chosen(f, form_words)]
+    rows = []
+    for name, network in NETWORKS.items():
+        if options.report:
+            files = [CACHE / name / f"{form}.row.json" for form in FORMS]
+            rows += [json.loads(f.read_text()) for f in files if f.exists()]
+        elif chosen(name, words):
+            for row in run(name, forms, network, options):
+                rows.append(row)
+                print(line(row), flush=True)
+    counted = [r for r in rows if "refused" not in r]
+    failed = [r for r in counted if "failed" in r]
+    print(f"{len({r['name'] for r in counted})} architectures, {len(counted)} exports, {len(failed)} fail")
+    if not options.words:
+        REPORT.write_text(report(rows))
+    sys.exit(bool(failed))
+
+
+sys.path.insert(0, str(HERE))
+from zoo_networks import CLASSES, NETWORKS  # noqa: E402
+
+if __name__ == "__main__":
+    main()
