@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench clean
+.PHONY: help setup build test demo check bench zoo clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo    train a small network on a slice of Fashion-MNIST"
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
+	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
 	@echo "make clean   remove what was built and fetched"
 
 setup:
@@ -39,6 +40,9 @@ check: setup
 bench: setup build
 	$(PYTHON) benches/run.py
 
+zoo: setup build
+	$(PYTHON) benches/zoo.py --bisam $(BISAM)
+
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime runs
+	rm -rf .onnxruntime .zoo runs

@@ -3,6 +3,7 @@
 Every entry builds a classifier that returns logits only, and makes a seeded batch for it. Nothing is downloaded.
 """
 
+import importlib
 from dataclasses import dataclass
 from typing import Callable
 
@@ -10,6 +11,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from timm.models import metaformer, mlp_mixer, mvitv2, nfnet
 from torch import nn
 
 import zoo_plain as plain
@@ -95,7 +97,7 @@ def text(kind, length=16, mask=True, head="ForSequenceClassification", **options
         config.pad_token_id = 0
         config._attn_implementation = "eager"
         names = ("input_ids", "attention_mask") if mask else ("input_ids",)
-        if head == "Model":
+        if head.endswith("Model"):
             model = getattr(transformers, f"{kind}{head}")(config)
             return Pooled(model, getattr(config, "hidden_size", None) or config.d_model, names)
         return Logits(getattr(transformers, f"{kind}{head}")(config), names)
@@ -132,9 +134,34 @@ def sound(kind):
     return Network("transformers", build, array(400))
 
 
+def headless(name, size, width):
+    """A torchvision network whose large fully connected layers make way for one on averaged features."""
+
+    def build():
+        network = getattr(torchvision.models, name)(weights=None)
+        network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(width, CLASSES)
+        return network
+
+    return Network("torchvision", build, image(size))
+
+
+def timm_class(name, size, **options):
+    """A class of timm.models with its own arguments."""
+    module, kind = name.split(".")
+    family = importlib.import_module(f"timm.models.{module}")
+    return Network("timm", lambda: getattr(family, kind)(num_classes=CLASSES, **options), image(size))
+
+
 def vision_model(name, size, *arguments):
     """A class of torchvision.models with its own arguments."""
     return Network("torchvision", lambda: getattr(torchvision.models, name)(*arguments, num_classes=CLASSES), image(size))
+
+
+def resnext(groups, width, layers):
+    """A small ResNeXt of torchvision."""
+    family = torchvision.models.resnet
+    options = {"groups": groups, "width_per_group": width, "num_classes": CLASSES}
+    return Network("torchvision", lambda: family.ResNet(family.Bottleneck, layers, **options), image(64))
 
 
 def swin(name, version):
@@ -167,61 +194,61 @@ VIT = {k: v for k, v in VIT.items() if k not in ("vocab_size", "max_position_emb
 
 NETWORKS = {
     # torchvision
-    "alexnet": vision("alexnet"),
+    "alexnet": headless("alexnet", 64, 256),
     "resnet18": vision("resnet18"),
-    "resnet50": vision("resnet50", 32),
-    "resnext50_32x4d": vision("resnext50_32x4d", 32),
-    "densenet121": vision("densenet121"),
-    "vgg11_bn": vision("vgg11_bn", 32),
+    "resnet_bottleneck": vision_model("ResNet", 64, torchvision.models.resnet.Bottleneck, [1, 1, 1, 1]),
+    "resnext": resnext(32, 4, [1, 1, 1, 1]),
+    "densenet": vision_model("DenseNet", 64, 12, (2, 2, 2, 2), 16),
+    "vgg11_bn": headless("vgg11_bn", 64, 512),
     "squeezenet1_1": vision("squeezenet1_1"),
     "shufflenet_v2_x0_5": vision("shufflenet_v2_x0_5"),
     "mobilenet_v2": vision("mobilenet_v2"),
     "mobilenet_v3_small": vision("mobilenet_v3_small"),
     "mnasnet0_5": vision("mnasnet0_5"),
-    "regnet_x_400mf": vision("regnet_x_400mf"),
+    "regnet_x_400mf": vision("regnet_x_400mf", 32),
     "regnet_y_400mf": vision("regnet_y_400mf"),
     "efficientnet_b0": vision("efficientnet_b0"),
-    "googlenet": vision("googlenet", aux_logits=False, init_weights=False),
-    "inception_v3": vision("inception_v3", 96, aux_logits=False, init_weights=False),
+    "googlenet": vision("googlenet", 48, aux_logits=False, init_weights=False),
+    "inception_v3": vision("inception_v3", 80, aux_logits=False, init_weights=False),
     "swin": swin("SwinTransformer", ""),
     "swin_v2": swin("SwinTransformer", "V2"),
     "vit": vision_model("VisionTransformer", 32, 32, 8, 2, 4, 48, 96),
     "maxvit": vision_model("MaxVit", 64, (64, 64), 16, 8, [16, 32], [1, 1], 4, 0.0),
     # timm, convolutional
     "resnet10t": timm_("resnet10t"),
-    "seresnext26t": timm_("seresnext26t_32x4d", 32),
-    "ecaresnet26t": timm_("ecaresnet26t", 32),
-    "resnetblur18": timm_("resnetblur18", 32),
-    "resnetv2_bit": timm_("resnetv2_50x1_bit", 32, layers=(1, 1, 1, 1), channels=(32, 64, 64, 128)),
-    "resnetv2_18": timm_("resnetv2_18", 32),
-    "nfnet": timm_("dm_nfnet_f0", 32, depths=(1, 1, 1, 1), channels=(32, 64, 64, 128)),
+    "seresnext26t": timm_("seresnext26t_32x4d", 64),
+    "ecaresnet26t": timm_("ecaresnet26t", 64),
+    "resnetblur18": timm_("resnetblur18", 64),
+    "resnetv2_bit": timm_class("resnetv2.ResNetV2", 32, layers=(1, 1, 1, 1), channels=(32, 64, 64, 128), act_layer=nn.ReLU, conv_layer=timm.layers.StdConv2d, norm_layer=lambda c, **_: timm.layers.GroupNormAct(c, 8)),
+    "resnetv2_18": timm_("resnetv2_18", 64),
+    "nfnet": timm_class("nfnet.NormFreeNet", 32, cfg=nfnet._dm_nfnet_cfg((1, 1, 1, 1), (256, 256, 256, 512))),
     "nf_regnet_b0": timm_("nf_regnet_b0", 32, depths=(1, 1, 1, 1)),
-    "eca_nfnet_l0": timm_("eca_nfnet_l0", 32, depths=(1, 1, 1, 1), channels=(32, 64, 64, 128)),
-    "resnest14d": timm_("resnest14d", 32),
-    "res2net50": timm_("res2net50_14w_8s", 32, layers=(1, 1, 1, 1)),
-    "skresnet18": timm_("skresnet18", 32),
-    "dpn48b": timm_("dpn48b", 32),
-    "dla46_c": timm_("dla46_c", 32),
+    "eca_nfnet_l0": timm_class("nfnet.NormFreeNet", 32, cfg=nfnet._nfnet_cfg((1, 1, 1, 1), (256, 256, 256, 512), attn_layer="eca", attn_kwargs={})),
+    "resnest14d": timm_("resnest14d", 64),
+    "res2net50": timm_("res2net50_14w_8s", 64, layers=(1, 1, 1, 1)),
+    "skresnet18": timm_("skresnet18", 64),
+    "dpn48b": timm_("dpn48b", 64),
+    "dla46_c": timm_("dla46_c", 64),
     "hrnet_w18_small": timm_("hrnet_w18_small", 64),
-    "ese_vovnet19b_slim_dw": timm_("ese_vovnet19b_slim_dw", 32),
+    "ese_vovnet19b_slim_dw": timm_("ese_vovnet19b_slim_dw", 64),
     "ghostnet_050": timm_("ghostnet_050", 32),
     "ghostnetv2_100": timm_("ghostnetv2_100", 64),
     "mixnet_s": timm_("mixnet_s", 32),
     "lcnet_035": timm_("lcnet_035", 32),
     "tinynet_e": timm_("tinynet_e", 32),
     "rexnetr_100": timm_("rexnet_100", 32),
-    "selecsls42": timm_("selecsls42", 32),
-    "hgnetv2_b0": timm_("hgnetv2_b0", 32),
-    "repvgg_a0": timm_("repvgg_a0", 32),
+    "selecsls42": timm_("selecsls42", 64),
+    "hgnetv2_b0": timm_("hgnetv2_b0", 64),
+    "repvgg_a0": timm_("repvgg_a0", 64),
     "repghostnet_050": timm_("repghostnet_050", 32),
     "mobileone_s0": timm_("mobileone_s0", 32),
     "tresnet_m": timm_("tresnet_m", 64, layers=[1, 1, 1, 1]),
-    "xception41": timm_("legacy_xception", 64),
-    "cspresnext50": timm_("cspresnext50", 32),
+    "xception41": timm_("xception41", 64),
+    "cspresnext50": timm_("cspresnet50", 64),
     "darknet53": timm_("cs3darknet_s", 64),
-    "gernet_s": timm_("gernet_s", 32),
+    "gernet_s": timm_("gernet_s", 64),
     "gcresnet33ts": timm_("gcresnext26ts", 64),
-    "legacy_senet": timm_("legacy_seresnet18", 32),
+    "legacy_senet": timm_("legacy_seresnet18", 64),
     "efficientnet_b0_gn": timm_("efficientnet_b0_gn", 32),
     "efficientnet_lite0": timm_("efficientnet_lite0", 32),
     "tf_mobilenetv3": timm_("tf_mobilenetv3_small_minimal_100", 33),
@@ -230,18 +257,17 @@ NETWORKS = {
     "mobilenetv4_conv_small_050": timm_("mobilenetv4_conv_small_050", 32),
     "convnext_atto": timm_("convnext_atto", 32, depths=(1, 1, 1, 1)),
     "convnextv2_atto": timm_("convnextv2_atto", 32, depths=(1, 1, 1, 1)),
-    "convmixer": timm_("convmixer_768_32", 35, depth=2, dim=64),
+    "convmixer": timm_class("convmixer.ConvMixer", 35, dim=64, depth=2),
     "inception_next_atto": timm_("inception_next_atto", 64),
     "fasternet_t0": timm_("fasternet_t0", 32),
     "starnet_s050": timm_("starnet_s050", 32),
     "mambaout_femto": timm_("mambaout_femto", 32),
-    "focalnet": timm_("focalnet_tiny_srf", 64, embed_dim=32, depths=(1, 1, 2, 1)),
-    "rdnet_tiny": timm_("rdnet_tiny", 32),
+    "focalnet": timm_class("focalnet.FocalNet", 64, embed_dim=24, depths=(1, 1, 1, 1)),
+    "rdnet_tiny": timm_class("rdnet.RDNet", 64, num_init_features=16, growth_rates=(16, 16, 24), num_blocks_list=(2, 2, 2), is_downsample_block=(None, True, True), transition_compression_ratio=0.5, block_type=("Block", "Block", "BlockESE"), bottleneck_width_ratio=4),
     # timm, attention among them
-    "botnet26t": timm_("botnet26t_256", (256, 256), layers=(1, 1, 1, 1)),
-    "halonet26t": timm_("halonet26t", 128),
+    "botnet26t": timm_("botnet26t_256", 256),
+    "halonet26t": timm_("halonet26t", 256),
     "lambda_resnet26t": timm_("lambda_resnet26t", 128),
-    "sebotnet33ts": timm_("sebotnet33ts_256", 256),
     "levit_128s": timm_("levit_128s", 224),
     "deit_tiny": timm_("deit_tiny_patch16_224", 64, img_size=64, depth=2),
     "deit3": timm_("deit3_small_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
@@ -252,13 +278,17 @@ NETWORKS = {
     "twins_pcpvt": timm_("twins_pcpvt_small", 64, img_size=64, depths=(1, 1, 1, 1), embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4)),
     "twins_svt": timm_("twins_svt_small", 224, depths=(1, 1, 2, 1), embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4)),
     "pvt_v2_b0": timm_("pvt_v2_b0", 64),
-    "poolformer": timm_("poolformer_s12", 64, depths=(1, 1, 1, 1), dims=(16, 32, 48, 64)),
-    "caformer": timm_("caformer_s18", 64, depths=(1, 1, 1, 1), dims=(16, 32, 64, 96)),
-    "mixer": timm_("mixer_s32_224", 64, img_size=64, num_blocks=2, embed_dim=64),
-    "gmlp": timm_("gmlp_ti16_224", 64, img_size=64, num_blocks=2),
-    "resmlp": timm_("resmlp_12_224", 64, img_size=64, num_blocks=2, embed_dim=64),
+    "poolformer": timm_class("metaformer.MetaFormer", 64, depths=(1, 1, 1, 1), dims=(16, 32, 48, 64)),
+    "caformer": timm_class(
+        "metaformer.MetaFormer", 64, depths=(1, 1, 1, 1), dims=(16, 32, 64, 96), mlp_act=metaformer.StarReLU,
+        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
+    ),
+    "mixer": timm_class("mlp_mixer.MlpMixer", 64, img_size=64, num_blocks=2, embed_dim=64),
+    "gmlp": timm_class("mlp_mixer.MlpMixer", 64, img_size=64, num_blocks=2, embed_dim=64, mlp_ratio=4, block_layer=mlp_mixer.SpatialGatingBlock, mlp_layer=timm.layers.GatedMlp),
+    "resmlp": timm_class("mlp_mixer.MlpMixer", 64, img_size=64, num_blocks=2, embed_dim=64, mlp_ratio=4, block_layer=mlp_mixer.ResBlock, norm_layer=mlp_mixer.Affine),
     "coatnet": timm_("coatnet_nano_rw_224", 64, img_size=64, depths=(1, 1, 1, 1), embed_dim=(16, 32, 64, 96), stem_width=16),
-    "coat_lite": timm_("coat_lite_tiny", 64, img_size=64, depths=(1, 1, 1, 1)),
+    "coat_lite": timm_("coat_lite_tiny", 64, img_size=64),
     "edgenext": timm_("edgenext_xx_small", 64),
     "mobilevit": timm_("mobilevit_xxs", 64),
     "mobilevitv2": timm_("mobilevitv2_050", 64),
@@ -274,7 +304,7 @@ NETWORKS = {
     "visformer_tiny": timm_("visformer_tiny", 64, img_size=64),
     "convit_tiny": timm_("convit_tiny", 64, img_size=64, depth=4, local_up_to_layer=2),
     "tnt": timm_("tnt_s_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads_outer=4),
-    "nest_tiny": timm_("nest_tiny", 64, img_size=64, patch_size=4, embed_dims=(24, 48, 96), num_heads=(1, 2, 4), depths=(1, 1, 2)),
+    "nest_tiny": timm_class("nest.Nest", 64, img_size=64, embed_dims=(24, 48, 96), num_heads=(1, 2, 4), depths=(1, 1, 2)),
     "beit": timm_("beit_base_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
     "eva02_tiny": timm_("eva02_tiny_patch14_224", 56, img_size=56, depth=2),
     "vit_relpos": timm_("vit_relpos_small_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
@@ -282,17 +312,15 @@ NETWORKS = {
     "vit_dinov3": timm_("vit_small_patch16_dinov3", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
     "vit_r_hybrid": timm_("vit_tiny_r_s16_p8_224", 64, img_size=64, depth=2),
     "swinv2_cr": timm_("swinv2_cr_tiny_224", 64, img_size=64, depths=(1, 1, 1, 1), embed_dim=24, window_size=(2, 2)),
-    "volo": timm_("volo_d1_224", 64, img_size=64, layers=(1, 1, 1, 1), embed_dims=(48, 96, 96, 96), num_heads=(2, 4, 4, 4)),
-    "davit": timm_("davit_tiny", 64, depths=(1, 1, 1, 1), embed_dims=(24, 48, 96, 96), num_heads=(1, 2, 4, 4), num_groups=(1, 2, 4, 4)),
-    "gcvit": timm_("gcvit_xxtiny", 64, img_size=64, depths=(1, 1, 1, 1), window_size=(4, 4, 4, 2)),
+    "volo": timm_class("volo.VOLO", 64, layers=(1, 1, 1, 1), img_size=64, embed_dims=(48, 96, 96, 96), num_heads=(2, 4, 4, 4)),
+    "davit": timm_class("davit.DaVit", 64, depths=(1, 1, 1, 1), embed_dims=(24, 48, 96, 96), num_heads=(1, 2, 4, 4)),
+    "gcvit": timm_class("gcvit.GlobalContextVit", 64, img_size=64, depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 4, 4), window_size=(4, 4, 4, 2), window_ratio=None),
     "hiera": timm_("hiera_tiny_224", 224, stages=(1, 1, 1, 1), embed_dim=24),
-    "mvitv2_tiny": timm_("mvitv2_tiny", 64, img_size=64, depths=(1, 1, 1, 1)),
+    "mvitv2_tiny": timm_class("mvitv2.MultiScaleVit", 64, img_size=64, cfg=mvitv2.MultiScaleVitCfg(depths=(1, 1, 1, 1), embed_dim=24)),
     "sequencer2d": timm_("sequencer2d_s", 64, img_size=64, layers=(1, 1, 1, 1), embed_dims=(32, 48, 48, 48)),
     "tiny_vit": timm_("tiny_vit_5m_224", 224),
     "samvit": timm_("samvit_base_patch16_224", 64, img_size=64, depth=2, embed_dim=48, num_heads=3, global_attn_indexes=(1,)),
-    "maxxvit_rmlp": timm_("maxvit_rmlp_pico_rw_256", 64, img_size=64, depths=(1, 1, 1, 1), embed_dim=(16, 32, 48, 64), stem_width=(8, 16)),
-    "nextvit": timm_("nextvit_small", 64, depths=(1, 1, 2, 1)),
-    "vitamin": timm_("vitamin_small_224", 64, img_size=64),
+    "maxxvit_rmlp": timm_("maxvit_rmlp_pico_rw_256", 64, img_size=64),
     # transformers, text
     "bert": text("Bert", **BERT, **STILL),
     "roberta": text("Roberta", **BERT, **STILL, type_vocab_size=1),
@@ -318,7 +346,6 @@ NETWORKS = {
     "roformer": text("RoFormer", **BERT, **STILL, embedding_size=32),
     "convbert": text("ConvBert", **BERT, **STILL, embedding_size=16),
     "fnet": text("FNet", mask=False, **BERT, hidden_dropout_prob=0.0),
-    "nystromformer": text("Nystromformer", 16, **BERT, **STILL, segment_means_seq_len=16, num_landmarks=8),
     "ibert": text("IBert", **BERT, **STILL),
     "rembert": text("RemBert", **BERT, **STILL, input_embedding_size=16, classifier_dropout_prob=0.0),
     "canine": text("Canine", 32, **BERT, **STILL, num_hash_functions=2, num_hash_buckets=64, local_transformer_stride=16, downsampling_rate=4),
@@ -368,7 +395,6 @@ NETWORKS = {
     "hf_ijepa": picture("IJepa", **VIT),
     "hf_vit_msn": picture("ViTMSN", **VIT),
     "hf_segformer": picture("Segformer", 64, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4], hidden_dropout_prob=0.0, drop_path_rate=0.0, classifier_dropout_prob=0.0),
-    "hf_cvt": picture("Cvt", 64, embed_dim=[16, 24, 32], num_heads=[1, 2, 2], depth=[1, 1, 1], drop_rate=[0.0, 0.0, 0.0], drop_path_rate=[0.0, 0.0, 0.0]),
     "hf_van": picture("PoolFormer", 64, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], drop_path_rate=0.0),
     "hf_bit": picture("Bit", 64, embedding_size=16, hidden_sizes=[32, 32, 64, 64], depths=[1, 1, 1, 1], num_groups=8),
     "hf_levit": picture("Levit", 64, image_size=64, hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8]),
