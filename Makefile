@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench zoo clean
+.PHONY: help setup build test demo check bench zoo conformance clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
 	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
+	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
 	@echo "make clean   remove what was built and fetched"
 
 setup:
@@ -43,6 +44,10 @@ bench: setup build
 zoo: setup build
 	$(PYTHON) benches/zoo.py --bisam $(BISAM)
 
+conformance: setup
+	$(PYTHON) scripts/fetch_conformance.py
+	$(CARGO) test --locked --test main conformance -- --ignored --nocapture
+
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime .zoo runs
+	rm -rf .onnxruntime .conformance .zoo runs

@@ -34,13 +34,14 @@ fn operators_are_current() {
         let line = line.trim();
         if let Some(family) = line.strip_prefix("// ") {
             let family = family.trim_end_matches('.');
-            let head = if family == "No gradient" { "Why" } else { "Rule" };
+            let head = if matches!(family, "No gradient" | "Refused") { "Why" } else { "Rule" };
             let _ = write!(out, "\n## {family}\n\n| operator | {head} |\n|---|---|\n", head = head.to_lowercase());
         } else if let Some((operator, entry)) = line.strip_prefix("(\"").and_then(|l| l.split_once("\", ")) {
-            let text = match entry.split_once("R(").and_then(|(_, r)| r.split_once("::")) {
-                Some((module, rule)) => documentation(module, rule.trim_end_matches([')', ','])),
-                None => entry.split('"').nth(1).expect("a reason").to_owned(),
-            };
+            let text =
+                match entry.split_once("R(").or_else(|| entry.split_once("L(")).and_then(|(_, r)| r.split_once("::")) {
+                    Some((module, rule)) => documentation(module, rule.trim_end_matches([')', ','])),
+                    None => entry.split('"').nth(1).expect("a reason").to_owned(),
+                };
             let _ = writeln!(out, "| {operator} | {} |", text.replace('|', "\\|"));
             seen.push(operator.to_owned());
         } else if line == "];" {
@@ -49,9 +50,13 @@ fn operators_are_current() {
     }
     let listed: Vec<&str> = TABLE.iter().map(|(op, _)| *op).collect();
     assert_eq!(seen, listed, "the table is not laid out one operator per line");
-    let rules = TABLE.iter().filter(|(_, e)| matches!(e, Entry::Rule(_))).count();
-    let _ =
-        write!(out, "\n{rules} operators have a gradient rule, {} have none by their nature.\n", TABLE.len() - rules);
+    let count = |f: fn(&Entry) -> bool| TABLE.iter().filter(|(_, e)| f(e)).count();
+    let _ = write!(
+        out,
+        "\n{} operators have a gradient rule or are written out as operators that have one, {} have none by their nature.\n",
+        count(|e| matches!(e, Entry::Rule(_) | Entry::Lower(_))),
+        count(|e| matches!(e, Entry::NoGradient(_)))
+    );
     let _ = write!(
         out,
         "\n## Domain bisam\n\nFused operators with kernels of this crate.\n\n| operator | rule |\n|---|---|\n{fused}"

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bad_input_cli;
 mod common;
+mod conformance;
 mod docs;
 mod doctor;
 mod export;

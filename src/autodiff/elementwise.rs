@@ -1,9 +1,9 @@
 //! Elementwise arithmetic and functions, with numpy broadcasting. The driver sums each cotangent down to its operand's shape.
 
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, Lowered};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::ValueId;
+use crate::ir::{DType, Type, ValueId};
 
 /// Y = A + B: Ā = Ȳ, B̄ = Ȳ; ONNX Add-14.
 pub fn add(_: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
@@ -230,9 +230,7 @@ pub fn dropout(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     if ratio >= 1.0 {
         crate::bail!("a ratio of {ratio} drops everything");
     }
-    let mask = c.node.output(1).ok_or_else(|| {
-        Error::new("its gradient needs the mask, which is left out").hint("put the graph into training mode first")
-    })?;
+    let mask = c.ask_output(b, 1, Type::new(DType::Bool, b.shape(dy)))?;
     let mask = b.cast(mask, b.dtype(dy));
     let scaled = b.scale(mask, 1.0 / (1.0 - ratio))?;
     Ok(vec![Some(b.mul(dy, scaled)?)])
@@ -368,4 +366,30 @@ pub(super) fn times(b: &mut Builder<'_>, c: &Call<'_>, slope: ValueId) -> Cotang
 /// X̄ = Ȳ/divisor, for operators of one input.
 fn over(b: &mut Builder<'_>, c: &Call<'_>, divisor: ValueId) -> Cotangents {
     Ok(vec![Some(b.div(c.dy()?, divisor)?)])
+}
+
+/// Y = (X − z)·s with integers X and z: written out, so that s has a gradient; s and z are scalars or vectors along `axis`; ONNX
+/// DequantizeLinear-21.
+pub fn dequantize(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let (x, scale) = (c.x(0)?, c.x(1)?);
+    c.attrs.ignore(&["output_dtype"]);
+    if c.attrs.int("block_size", 0)? != 0 {
+        crate::bail!("the gradient with a `block_size` is not supported");
+    }
+    let axis = c.attrs.int("axis", 1)?;
+    let mut wide = vec![1; b.rank(x)];
+    if b.len(scale) > 1 {
+        wide[b.axis(x, axis)?] = b.len(scale);
+    }
+    let dtype = b.dtype(scale);
+    let mut y = b.cast(x, dtype);
+    if let Some(zero) = c.opt(2) {
+        let zero = b.cast(zero, dtype);
+        let zero = b.reshape(zero, &wide);
+        y = b.sub(y, zero)?;
+    }
+    let scale = b.reshape(scale, &wide);
+    let y = b.mul(y, scale)?;
+    let dtype = b.dtype(c.y(0)?);
+    Ok(vec![Some(b.cast(y, dtype))])
 }

@@ -158,22 +158,48 @@ pub fn gather_nd(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 
 /// Y is X with the elements at `indices` along `axis` replaced by U, or reduced with it; ONNX ScatterElements-18.
 ///
-/// Replaced (the indices are all different): X̄ = Ȳ with 0 there, Ū = Ȳ there. `add`: X̄ = Ȳ, Ū = Ȳ there. `max`, `min`: those of X and U
-/// that equal Y share Ȳ evenly, as PyTorch's `scatter_reduce`. `mul` is refused.
+/// Replaced (the indices are all different): X̄ = Ȳ with 0 there, Ū = Ȳ there. `add`: X̄ = Ȳ, Ū = Ȳ there. `mul`: X̄ = Ȳ·Π U, Ū = Ȳ·X·Π of
+/// the others. `max`, `min`: those of X and U that equal Y share Ȳ evenly, as PyTorch's `scatter_reduce`.
 pub fn scatter_elements(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let (x, updates, dy) = (c.x(0)?, c.x(2)?, c.dy()?);
-    let axis = b.axis(x, c.attrs.int("axis", 0)?)?;
-    let indices = wrapped(b, c.x(1)?, b.shape(x)[axis])?;
-    match c.attrs.str("reduction", "none")? {
+    let axis = b.axis(c.x(0)?, c.attrs.int("axis", 0)?)?;
+    let indices = wrapped(b, c.x(1)?, b.shape(c.x(0)?)[axis])?;
+    let reduction = c.attrs.str("reduction", "none")?;
+    scattered(b, [c.x(0)?, indices, c.x(2)?, c.y(0)?, c.dy()?], axis, reduction)
+}
+
+/// The cotangents of ScatterElements of X, indices and U, from Y and Ȳ.
+fn scattered(
+    b: &mut Builder<'_>,
+    [x, indices, updates, y, dy]: [ValueId; 5],
+    axis: usize,
+    reduction: &str,
+) -> Cotangents {
+    match reduction {
         "none" => {
             let zeros = b.zeros(&b.ty(updates));
-            let dx = c.wants(0).then(|| b.scatter_elements(dy, indices, zeros, axis, "none"));
-            let du = c.wants(2).then(|| b.gather_elements(dy, indices, axis));
-            Ok(vec![dx, None, du])
+            let dx = b.scatter_elements(dy, indices, zeros, axis, "none");
+            Ok(vec![Some(dx), None, Some(b.gather_elements(dy, indices, axis))])
         }
-        "add" => Ok(vec![Some(dy), None, c.wants(2).then(|| b.gather_elements(dy, indices, axis))]),
+        "add" => Ok(vec![Some(dy), None, Some(b.gather_elements(dy, indices, axis))]),
+        "mul" => {
+            let ones = b.constant(Tensor::full(b.dtype(x), b.shape(x), 1.0));
+            let product = b.scatter_elements(ones, indices, updates, axis, "mul");
+            let dx = b.mul(dy, product)?;
+            // The product of the factors that are not 0, and how many are: a 0 has that product as its own, others have 0.
+            let zero = b.scalar_like(0.0, updates);
+            let empty = b.mask("Equal", updates, zero, updates)?;
+            let factors = b.add(updates, empty)?;
+            let rest = b.scatter_elements(x, indices, factors, axis, "mul");
+            let zeros = b.zeros(&b.ty(x));
+            let count = b.scatter_elements(zeros, indices, empty, axis, "add");
+            let [rest, count, there] = [rest, count, dy].map(|v| b.gather_elements(v, indices, axis));
+            let others = b.sub(count, empty)?;
+            let alone = b.mask("Equal", others, zero, updates)?;
+            let others = b.div(rest, factors)?;
+            let others = b.mul(others, alone)?;
+            Ok(vec![Some(dx), None, Some(b.mul(there, others)?)])
+        }
         "max" | "min" => {
-            let y = c.y(0)?;
             let reached = b.gather_elements(y, indices, axis);
             let (from_x, from_u) = (b.mask("Equal", x, y, y)?, b.mask("Equal", updates, reached, y)?);
             let count = b.scatter_elements(from_x, indices, from_u, axis, "add");
@@ -186,11 +212,12 @@ pub fn scatter_elements(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     }
 }
 
-/// Y is X with the slices at the index tuples replaced by U, or U added to them; ONNX ScatterND-18.
+/// Y is X with the slices at the index tuples replaced by U, or reduced with it; ONNX ScatterND-18.
 ///
-/// Replaced (the tuples are all different): X̄ = Ȳ with 0 there, Ū = Ȳ there. `add`: X̄ = Ȳ, Ū = Ȳ there. Other reductions are refused.
+/// Replaced (the tuples are all different): X̄ = Ȳ with 0 there, Ū = Ȳ there. `add`: X̄ = Ȳ, Ū = Ȳ there. `mul`, `max`, `min`: as ScatterElements
+/// of the slices as rows.
 pub fn scatter_nd(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let (indices, updates, dy) = (c.x(1)?, c.x(2)?, c.dy()?);
+    let (x, indices, updates, dy) = (c.x(0)?, c.x(1)?, c.x(2)?, c.dy()?);
     let ty = b.ty(updates);
     let dx = match c.attrs.str("reduction", "none")? {
         "none" => {
@@ -199,7 +226,19 @@ pub fn scatter_nd(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
             b.op("ScatterND", &[dy, indices, zeros], attrs([]), out)
         }
         "add" => dy,
-        other => crate::bail!("reduction = `{other}` has no gradient rule"),
+        other => {
+            let (shape, k) = (b.shape(x).to_vec(), b.shape(indices).last().copied().unwrap_or(1));
+            let rows = linear(b, indices, &[], &shape[..k])?;
+            let (n, width) = (b.len(rows), shape[k..].iter().product::<usize>());
+            let rows = b.reshape(rows, &[n, 1]);
+            let rows = b.expand(rows, &[n, width]);
+            let all = [shape[..k].iter().product(), width];
+            let [x, y, dy] = [x, c.y(0)?, dy].map(|v| b.reshape(v, &all));
+            let updates = b.reshape(updates, &[n, width]);
+            let flat = scattered(b, [x, rows, updates, y, dy], 0, other)?;
+            let dx = flat[0].map(|v| b.reshape(v, &shape));
+            return Ok(vec![dx, None, flat[2].map(|v| b.reshape(v, &ty.shape))]);
+        }
     };
     let du = c.wants(2).then(|| b.op("GatherND", &[dy, indices], attrs([]), ty));
     Ok(vec![Some(dx), None, du])

@@ -1,9 +1,9 @@
 //! Operators that move elements to places known beforehand.
 
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, Lowered};
 use crate::builder::Builder;
 use crate::error::Result;
-use crate::ir::ValueId;
+use crate::ir::{Tensor, ValueId};
 
 /// Y = X in another shape: X̄ = Ȳ in X's shape; ONNX Reshape-14, Flatten-13, Squeeze-13, Unsqueeze-13.
 pub fn reshape(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
@@ -286,4 +286,86 @@ pub fn reverse_sequence(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let dy = c.dy()?;
     let ty = b.ty(dy);
     Ok(vec![Some(b.op("ReverseSequence", &[dy, c.x(1)?], c.attrs.all().clone(), ty))])
+}
+
+/// Y = X cut or filled with zeros at both ends of `axes` to a shape: written out; ONNX CenterCropPad-18.
+pub fn center_crop_pad(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    // Where the shape says it, the output's shape does too.
+    c.attrs.ignore(&["axes"]);
+    let mut y = c.x(0)?;
+    let target = b.shape(c.y(0)?).to_vec();
+    for (axis, to) in target.into_iter().enumerate() {
+        let from = b.shape(y)[axis];
+        let start = if from > to { ((from - to) / 2) as i64 } else { -(((to - from) / 2) as i64) };
+        y = b.shift(y, axis, start, to);
+    }
+    Ok(vec![Some(y)])
+}
+
+/// Y sums the columns of X into the windows they stand for: X̄ reads Ȳ's windows as columns, 0 in the padding; X [N,C·ΠK,L], Y [N,C,D…]; ONNX
+/// Col2Im-18.
+pub fn col2im(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let kernel = c.constant_ints(b, 2, "block_shape")?.unwrap_or_default();
+    let rank = kernel.len();
+    let each = |name: &'static str, default: i64, n: usize| -> Result<Vec<i64>> {
+        Ok(c.attrs.ints(name)?.unwrap_or_else(|| vec![default; n]))
+    };
+    let (strides, dilations) = (each("strides", 1, rank)?, each("dilations", 1, rank)?);
+    let pads = each("pads", 0, 2 * rank)?;
+    let (from, to) = (b.shape(x).to_vec(), b.shape(dy).to_vec());
+    let image = &to[2..];
+    // For each dimension, the padded place of tap t of window o.
+    let windows = |i: usize| {
+        let extent = dilations[i] * (kernel[i] - 1) + 1;
+        (image[i] as i64 + pads[i] + pads[rank + i] - extent) / strides[i] + 1
+    };
+    let counts: Vec<i64> = (0..rank).map(windows).collect();
+    let padded: Vec<i64> = (0..rank).map(|i| image[i] as i64 + pads[i] + pads[rank + i]).collect();
+    let (taps, places) = (kernel.iter().product::<i64>(), counts.iter().product::<i64>());
+    let mut indices = Vec::with_capacity((taps * places) as usize);
+    for tap in 0..taps {
+        for place in 0..places {
+            let (mut t, mut o, mut stride, mut index) = (tap, place, 1, 0);
+            for i in (0..rank).rev() {
+                index += (o % counts[i] * strides[i] + t % kernel[i] * dilations[i]) * stride;
+                (t, o, stride) = (t / kernel[i], o / counts[i], stride * padded[i]);
+            }
+            indices.push(index);
+        }
+    }
+    let around = |pads: &[i64]| -> Vec<usize> { [0, 0].into_iter().chain(pads.iter().map(|p| *p as usize)).collect() };
+    let framed = b.pad(dy, &around(&pads[..rank]), &around(&pads[rank..]));
+    let flat = b.reshape(framed, &[to[0], to[1], padded.iter().product::<i64>() as usize]);
+    let indices = b.ints(&indices);
+    let columns = b.gather(flat, indices, 2);
+    Ok(vec![Some(b.reshape(columns, &from))])
+}
+
+/// Yᵢ = Π_{j ≤ i} Xⱼ along an axis (j < i if exclusive, j ≥ i if reverse): written out as products over a square of which one half is 1;
+/// ONNX CumProd-26.
+pub fn cum_prod(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let (exclusive, reverse) = (c.attrs.flag("exclusive", false)?, c.attrs.flag("reverse", false)?);
+    let axis = c.constant_ints(b, 1, "axis")?.and_then(|a| a.first().copied()).unwrap_or(0);
+    let axis = b.axis(x, axis)?;
+    let shape = b.shape(x).to_vec();
+    let n = shape[axis];
+    // Element j of row i counts.
+    let counts = |i: usize, j: usize| match (reverse, exclusive) {
+        (false, false) => j <= i,
+        (false, true) => j < i,
+        (true, false) => j >= i,
+        (true, true) => j > i,
+    };
+    let square: Vec<f64> = (0..n * n).map(|k| f64::from(u8::from(counts(k / n, k % n)))).collect();
+    let mut view = vec![1; shape.len() + 1];
+    (view[axis], view[axis + 1]) = (n, n);
+    let square = b.constant(Tensor::from_f64(crate::ir::DType::Bool, &view, &square));
+    let mut row = shape.clone();
+    row.insert(axis, 1);
+    let rows = b.reshape(x, &row);
+    let one = b.scalar_like(1.0, x);
+    let wide = b.select(square, rows, one)?;
+    Ok(vec![Some(b.reduce("ReduceProd", wide, &[axis + 1], false))])
 }

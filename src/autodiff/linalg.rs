@@ -3,7 +3,7 @@
 use super::{Call, Cotangents};
 use crate::builder::{Builder, attrs};
 use crate::error::Result;
-use crate::ir::{Attr, Type, ValueId};
+use crate::ir::{Attr, Tensor, Type, ValueId};
 
 /// `alpha`·A′B′, where A′ is A or, with `ta`, Aᵀ; likewise B′; A and B of rank 2.
 pub(super) fn gemm(b: &mut Builder<'_>, x: ValueId, ta: bool, y: ValueId, tb: bool, alpha: f32) -> ValueId {
@@ -101,9 +101,9 @@ pub fn general_matmul(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 /// Refused are an ellipsis and a letter that one operand has twice.
 pub fn einsum(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let equation: String = c.attrs.str("equation", "")?.chars().filter(|ch| !ch.is_whitespace()).collect();
-    if equation.contains('.') {
-        crate::bail!("the gradient of an einsum with an ellipsis is not supported");
-    }
+    let operands = (0..c.node.inputs.len()).map(|i| c.x(i)).collect::<Result<Vec<_>>>()?;
+    let ranks: Vec<usize> = operands.iter().map(|v| b.rank(*v)).collect();
+    let equation = without_ellipsis(&equation, &ranks)?;
     let (left, output) = match equation.split_once("->") {
         Some((left, output)) => (left.to_owned(), output.to_owned()),
         None => {
@@ -115,10 +115,9 @@ pub fn einsum(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         }
     };
     let terms: Vec<&str> = left.split(',').collect();
-    if terms.iter().any(|t| t.chars().any(|ch| t.matches(ch).count() > 1)) {
-        crate::bail!("the gradient of the einsum `{equation}`, where one operand has a letter twice, is not supported");
+    if terms.len() != operands.len() || terms.iter().zip(&ranks).any(|(t, r)| t.chars().count() != *r) {
+        crate::bail!("the einsum `{equation}` does not fit operands of ranks {ranks:?}");
     }
-    let operands = (0..terms.len()).map(|i| c.x(i)).collect::<Result<Vec<_>>>()?;
     let size = |b: &Builder<'_>, letter: char| {
         let sizes = terms.iter().zip(&operands).filter_map(|(t, v)| t.find(letter).map(|at| b.shape(*v)[at]));
         // A size of 1 broadcasts.
@@ -136,7 +135,10 @@ pub fn einsum(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
             names.push(other);
             values.push(operands[j]);
         }
-        let known: String = term.chars().filter(|ch| names.iter().any(|n| n.contains(*ch))).collect();
+        // A letter twice in one operand reads its diagonal.
+        let mut letters = String::new();
+        term.chars().for_each(|ch| letters.extend((!letters.contains(ch)).then_some(ch)));
+        let known: String = letters.chars().filter(|ch| names.iter().any(|n| n.contains(*ch))).collect();
         let shape: Vec<usize> = known.chars().map(|ch| size(b, ch)).collect();
         let ty = Type::new(b.dtype(values[0]), &shape);
         let text = format!("{}->{known}", names.join(","));
@@ -146,12 +148,88 @@ pub fn einsum(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
             b.op("Einsum", &values, attrs([("equation", Attr::Str(text))]), ty)
         };
         if known.len() < term.len() {
-            let kept: Vec<usize> = term.chars().map(|ch| if known.contains(ch) { size(b, ch) } else { 1 }).collect();
+            let first = |(at, ch): (usize, char)| term.find(ch) == Some(at) && known.contains(ch);
+            let kept: Vec<usize> =
+                term.char_indices().map(|(at, ch)| if first((at, ch)) { size(b, ch) } else { 1 }).collect();
             let full: Vec<usize> = term.chars().map(|ch| size(b, ch)).collect();
             dx = b.reshape(dx, &kept);
             dx = b.expand(dx, &full);
+        }
+        for (at, ch) in term.char_indices() {
+            let first = term.find(ch).unwrap_or(at);
+            if first < at {
+                let diagonal = diagonal(b, dx, (first, at), term.len())?;
+                dx = b.mul(dx, diagonal)?;
+            }
         }
         result.push(Some(dx));
     }
     Ok(result)
 }
+
+/// The equation with letters for `...`, which stands for what is left of each operand's rank.
+fn without_ellipsis(equation: &str, ranks: &[usize]) -> Result<String> {
+    if !equation.contains('.') {
+        return Ok(equation.to_owned());
+    }
+    let (left, output) = equation.split_once("->").unwrap_or((equation, ""));
+    let letters = |text: &str| text.chars().filter(|ch| ch.is_alphabetic()).count();
+    let spread: Vec<usize> = left.split(',').zip(ranks).map(|(t, r)| r.saturating_sub(letters(t))).collect();
+    let widest = spread.iter().copied().max().unwrap_or(0);
+    let free: Vec<char> = ('A'..='Z').chain('a'..='z').filter(|ch| !equation.contains(*ch)).collect();
+    let Some(free) = free.get(..widest) else { crate::bail!("the einsum `{equation}` has too many letters") };
+    // Aligned at the end, as broadcasting is.
+    let last = |n: usize| free[widest - n..].iter().collect::<String>();
+    let terms: Vec<String> = left.split(',').zip(&spread).map(|(t, n)| t.replace("...", &last(*n))).collect();
+    let left = terms.join(",");
+    if equation.contains("->") {
+        return Ok(format!("{left}->{}", output.replace("...", &last(widest))));
+    }
+    let named = left.chars().filter(|ch| ch.is_alphabetic() && !free.contains(ch));
+    let mut once: Vec<char> = named.filter(|ch| left.matches(*ch).count() == 1).collect();
+    once.sort_unstable();
+    Ok(format!("{left}->{}{}", last(widest), once.into_iter().collect::<String>()))
+}
+
+/// 1 where two dimensions of `like` have the same index, in a shape that broadcasts to `rank` dimensions.
+fn diagonal(b: &mut Builder<'_>, like: ValueId, (i, j): (usize, usize), rank: usize) -> Result<ValueId> {
+    let (n, dtype) = (b.shape(like)[i], b.dtype(like));
+    let mut shape = vec![1; rank];
+    (shape[i], shape[j]) = (n, b.shape(like)[j]);
+    let ones = |k: usize| f64::from(u8::from(k / n.max(1) == k % n.max(1)));
+    Ok(b.constant(Tensor::from_f64(dtype, &shape, &(0..n * n).map(ones).collect::<Vec<_>>())))
+}
+
+/// Y = |X|: X̄ = Ȳ·cof X, every element of which is the determinant of what is left of X without its row and column; X […,N,N]; ONNX
+/// Det-22.
+pub fn det(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let Type { dtype, shape } = b.ty(x);
+    let (rank, n) = (shape.len(), shape[shape.len() - 1]);
+    let lead = &shape[..rank - 2];
+    let batch: usize = lead.iter().product();
+    let wide = b.reshape(dy, &[lead, &[1, 1]].concat());
+    if n == 1 {
+        return Ok(vec![Some(wide)]);
+    }
+    if n > LARGEST_DET {
+        crate::bail!("the gradient of the determinant of {n} rows is not supported; {LARGEST_DET} are");
+    }
+    // The places of every minor's elements in X.
+    let rest = |k: usize| (0..n).filter(move |i| *i != k);
+    let minor = |i: usize, j: usize| rest(i).flat_map(move |r| rest(j).map(move |s| (r * n + s) as i64));
+    let places: Vec<i64> = (0..n * n).flat_map(|k| minor(k / n, k % n)).collect();
+    let places = b.ints(&places);
+    let flat = b.reshape(x, &[batch, n * n]);
+    let minors = b.gather(flat, places, 1);
+    let minors = b.reshape(minors, &[batch, n * n, n - 1, n - 1]);
+    let minors = b.op("Det", &[minors], attrs([]), Type::new(dtype, &[batch, n * n]));
+    let signs: Vec<f64> = (0..n * n).map(|k| if (k / n + k % n) % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    let signs = b.constant(Tensor::from_f64(dtype, &[n * n], &signs));
+    let cofactors = b.mul(minors, signs)?;
+    let cofactors = b.reshape(cofactors, &shape);
+    Ok(vec![Some(b.mul(wide, cofactors)?)])
+}
+
+/// Rows of a matrix whose determinant is differentiated: the minors of N rows have N⁴ elements.
+const LARGEST_DET: usize = 32;

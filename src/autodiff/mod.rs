@@ -1,7 +1,7 @@
 //! Reverse-mode differentiation of a concretized graph.
 //!
-//! [`table`] names, for every operator, its VJP rule (vector–Jacobian product) or that it has no gradient. A rule turns the
-//! cotangents of a node's outputs into cotangents of its inputs by appending nodes. The driver here does everything else: it
+//! [`table`] names, for every operator, its VJP rule (vector–Jacobian product), a lowering to simpler operators, or that it has no
+//! gradient. [`lower()`] comes first. A rule turns the cotangents of a node's outputs into cotangents of its inputs by appending nodes. The driver here does everything else: it
 //! visits nodes in reverse, sums the cotangents of values read more than once, undoes broadcasting, and refuses whatever the
 //! table or the rule does not know.
 
@@ -12,19 +12,25 @@ mod fuse;
 mod index;
 mod layout;
 mod linalg;
+mod loss;
+mod lower;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod rule;
+mod sample;
+mod spectral;
 pub mod table;
 mod window;
 
 pub use fuse::{DOMAIN, fuse};
+pub use lower::{Lowered, Lowering, lower};
 pub use norm::lower_batch_norm;
 pub use rule::{Call, Cotangents, Rule};
 
 use crate::builder::Builder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{Graph, Source, Value, ValueId};
 use std::collections::{HashMap, HashSet};
 use table::Entry;
@@ -52,7 +58,12 @@ pub fn differentiate(graph: &mut Graph, seeds: &[(ValueId, ValueId)], wrt: &[Val
             continue;
         }
         let entry = table::find(&node).map_err(|e| node.blame(e))?;
-        let Entry::Rule(rule) = entry else { continue };
+        let rule = match entry {
+            Entry::Rule(rule) => rule,
+            Entry::NoGradient(_) => continue,
+            Entry::Lower(_) => return Err(node.blame(Error::new("the operator is to be written out first"))),
+            Entry::Refused(why) => return Err(node.blame(Error::new(why))),
+        };
         let mut dy = Vec::with_capacity(node.outputs.len());
         for output in &node.outputs {
             dy.push(output.and_then(|v| total(&mut builder, &mut cotangents, v).transpose()).transpose()?);

@@ -2,7 +2,7 @@
 //!
 //! Everything is computed from X − μ. A sum such as Σ Ȳ·X − μ·Σ Ȳ would save a pass and lose half of the digits where |μ| ≫ σ.
 
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, Lowered};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Graph, Node, Tensor, Type, ValueId};
@@ -34,11 +34,12 @@ fn inverse_deviation(b: &mut Builder<'_>, variance: ValueId, epsilon: f64) -> Re
 /// BatchNormalization-15.
 ///
 /// In evaluation μ and v are inputs: X̄ = γrȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ, μ̄ = −γr·Σ Ȳ, v̄ = −½γr²·Σ Ȳx̂. In training they are the batch's mean
-/// and biased variance over n elements: γ̄ and β̄ as before, X̄ = γr(Ȳ − β̄/n − x̂γ̄/n), and the running statistics get no gradient.
-/// With a momentum of 0 the second and third output are these μ and v; with another they are computed again.
+/// and biased variance over n elements: γ̄ and β̄ as before, X̄ = γr(Ȳ − β̄/n − x̂γ̄/n), and through the moved running statistics (1 − m)(μ̄ +
+/// 2v̄(X − μ))/n for a momentum m, which leave m·μ̄ and m·v̄ for the old ones. With a momentum of 0 the second and third output are these μ and v; with another they are computed again.
 pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let (x, dy) = (c.x(0)?, c.dy()?);
+    let x = c.x(0)?;
     let Type { dtype, shape } = b.ty(x);
+    let dy = c.dy_of(0).unwrap_or_else(|| b.zeros(&Type::new(dtype, &shape)));
     let rank = shape.len();
     if rank < 2 {
         crate::bail!("its gradient needs an input of rank 2 or more");
@@ -124,7 +125,37 @@ pub fn batch_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         }
         None => None,
     };
+    if training {
+        let [dx, kept_mean, kept_variance] = moved_statistics(b, c, [x, mean], dx, f64::from(momentum))?;
+        return Ok(vec![dx, dgain, dbias, kept_mean, kept_variance]);
+    }
     Ok(vec![dx, dgain, dbias, dmean, dvariance])
+}
+
+/// X̄ with what comes through the running statistics that a BatchNormalization in training mode moves, and what is left for the old ones.
+fn moved_statistics(
+    b: &mut Builder<'_>,
+    c: &Call<'_>,
+    [x, mean]: [ValueId; 2],
+    mut dx: Option<ValueId>,
+    momentum: f64,
+) -> Result<[Option<ValueId>; 3]> {
+    let Type { dtype, shape } = b.ty(x);
+    let n = Type::new(dtype, &shape).len() / shape[1].max(1);
+    let mut kept = [None; 2];
+    for (i, kept) in kept.iter_mut().enumerate() {
+        let Some(d) = c.dy_of(i + 1) else { continue };
+        *kept = Some(b.scale(d, momentum)?);
+        let mut share = per_channel(b, d, shape.len(), dtype);
+        share = b.scale(share, (1.0 - momentum) / n as f64)?;
+        if i == 1 {
+            let centred = b.sub(x, mean)?;
+            let twice = b.scale(centred, 2.0)?;
+            share = b.mul(share, twice)?;
+        }
+        dx = Some(plus(b, dx, share)?);
+    }
+    Ok([dx.map(|dx| b.expand(dx, &shape)), kept[0], kept[1]])
 }
 
 /// Writes every BatchNormalization in training mode as ReduceMean, the centred variance and a BatchNormalization in evaluation
@@ -280,7 +311,8 @@ impl Normalized {
 }
 
 /// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) with mean and variance over the axes from `axis` on: X̄ from Ḡ = γȲ as for every
-/// normalization, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ; X [A…,B…], γ, β broadcast to B…; ONNX LayerNormalization-17.
+/// normalization, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ; the mean and 1/σ, the second and third output, carry gradients too; X [A…,B…], γ, β broadcast to B…;
+/// ONNX LayerNormalization-17.
 pub fn layer_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     trailing(b, c, true)
 }
@@ -292,21 +324,52 @@ pub fn rms_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 }
 
 fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
-    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
+    let (x, gain) = (c.x(0)?, c.x(1)?);
     // The precision inside the forward kernel; the gradient is computed in the type of X.
     c.attrs.ignore(&["stash_type"]);
     let epsilon = f64::from(c.attrs.float("epsilon", 1e-5)?);
     let first = b.axis(x, c.attrs.int("axis", -1)?)?;
     let axes: Vec<usize> = (first..b.rank(x)).collect();
     let normalized = Normalized::new(b, x, &axes, epsilon, centred)?;
-    let dx = if c.wants(0) {
-        let g = b.mul(dy, gain)?;
-        Some(normalized.vjp(b, g)?)
-    } else {
-        None
+    let dy = c.dy_of(0);
+    let mut dx = match dy.filter(|_| c.wants(0)) {
+        Some(dy) => {
+            let g = b.mul(dy, gain)?;
+            Some(normalized.vjp(b, g)?)
+        }
+        None => None,
     };
-    let dgain = if c.wants(1) { Some(b.mul(dy, normalized.hat)?) } else { None };
-    Ok(vec![dx, dgain, Some(dy)])
+    let n: usize = axes.iter().map(|a| b.shape(x)[*a]).product();
+    if let Some(dmean) = c.dy_of(1).filter(|_| c.wants(0)) {
+        let share = b.scale(dmean, 1.0 / n as f64)?;
+        let share = b.cast(share, b.dtype(x));
+        dx = Some(plus(b, dx, share)?);
+    }
+    if let Some(drstd) = c.dy_of(2).filter(|_| c.wants(0)) {
+        // ∂r/∂x = −r²x̂/n
+        let share = b.scale(drstd, -1.0 / n as f64)?;
+        let share = b.cast(share, b.dtype(x));
+        let square = b.square(normalized.rstd)?;
+        let share = b.mul(share, square)?;
+        let share = b.mul(share, normalized.hat)?;
+        dx = Some(plus(b, dx, share)?);
+    }
+    if let Some(part) = dx {
+        dx = Some(b.expand(part, &b.shape(x).to_vec()));
+    }
+    let dgain = match dy.filter(|_| c.wants(1)) {
+        Some(dy) => Some(b.mul(dy, normalized.hat)?),
+        None => None,
+    };
+    Ok(vec![dx, dgain, dy])
+}
+
+/// `sum` + `part`, where there is a sum.
+fn plus(b: &mut Builder<'_>, sum: Option<ValueId>, part: ValueId) -> Result<ValueId> {
+    match sum {
+        Some(sum) => b.add(sum, part),
+        None => Ok(part),
+    }
 }
 
 /// Y = γx̂ + β, x̂ = (X − μ)/√(v + ε) over the positions of each sample and channel: X̄ from G = γȲ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over all
@@ -362,4 +425,63 @@ fn grouped(b: &mut Builder<'_>, c: &Call<'_>, groups: usize) -> Cotangents {
         None
     };
     Ok(vec![dx, dgain, dbias])
+}
+
+/// Y = X/(b + α/n·Σ X²)^β, the sum over the n channels around each (fewer at the ends): written out, the sum as a product with a
+/// band of ones; X [N,C,D…]; ONNX LRN-13.
+pub fn local_response_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let size = c.attrs.int("size", 1)?.max(1);
+    let (alpha, beta) = (c.attrs.float("alpha", 1e-4)?, c.attrs.float("beta", 0.75)?);
+    let bias = c.attrs.float("bias", 1.0)?;
+    let Type { dtype, shape } = b.ty(x);
+    let channels = *shape.get(1).ok_or_else(|| Error::new("its input has no channels"))? as i64;
+    let (before, after) = ((size - 1) / 2, size - 1 - (size - 1) / 2);
+    let near = |i: i64, j: i64| f64::from(u8::from((i - before..=i + after).contains(&j)));
+    let band: Vec<f64> = (0..channels).flat_map(|i| (0..channels).map(move |j| near(i, j))).collect();
+    let band = b.constant(Tensor::from_f64(dtype, &[channels as usize; 2], &band));
+    let square = b.square(x)?;
+    let square = b.reshape(square, &[shape[0], shape[1], shape[2..].iter().product()]);
+    let sum = b.matmul(band, square)?;
+    let sum = b.reshape(sum, &shape);
+    let scaled = b.scale(sum, f64::from(alpha) / size as f64)?;
+    let base = b.offset(scaled, f64::from(bias))?;
+    let exponent = b.scalar_like(-f64::from(beta), x);
+    let factor = b.binary("Pow", base, exponent)?;
+    Ok(vec![Some(b.mul(x, factor)?)])
+}
+
+/// Y = X/‖X‖ along `axis`, in the norm L1 or L2, and 0 where the norm is: written out; ONNX LpNormalization-22.
+pub fn lp_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let axis = b.axis(x, c.attrs.int("axis", -1)?)?;
+    let op = match c.attrs.int("p", 2)? {
+        1 => "ReduceL1",
+        2 => "ReduceL2",
+        p => crate::bail!("a norm with p = {p} is not known"),
+    };
+    let norm = b.reduce(op, x, &[axis], true);
+    let norm = nonzero(b, norm)?;
+    Ok(vec![Some(b.div(x, norm)?)])
+}
+
+/// `x`, with 1 in the place of 0.
+pub(super) fn nonzero(b: &mut Builder<'_>, x: ValueId) -> Result<ValueId> {
+    let (zero, one) = (b.scalar_like(0.0, x), b.scalar_like(1.0, x));
+    let empty = b.binary("Equal", x, zero)?;
+    b.select(empty, one, x)
+}
+
+/// Y = (X − μ)/(σ + 10⁻⁹) with mean and deviation over `axes`: written out; ONNX MeanVarianceNormalization-13.
+pub fn mean_variance_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let axes = c.attrs.ints("axes")?.unwrap_or_else(|| vec![0, 2, 3]);
+    let axes: Vec<usize> = axes.into_iter().map(|a| b.axis(x, a)).collect::<Result<_>>()?;
+    let mean = b.mean(x, &axes, true);
+    let centred = b.sub(x, mean)?;
+    let square = b.square(centred)?;
+    let variance = b.mean(square, &axes, true);
+    let deviation = b.unary("Sqrt", variance);
+    let deviation = b.offset(deviation, 1e-9)?;
+    Ok(vec![Some(b.div(centred, deviation)?)])
 }

@@ -1,10 +1,11 @@
 //! Pooling over windows and over all positions; X [N,C,D…], Y [N,C,O…].
 
+use super::norm::nonzero;
 use super::window::{Window, resize};
-use super::{Call, Cotangents, conv};
-use crate::builder::Builder;
-use crate::error::{Error, Result};
-use crate::ir::{DType, Source, Tensor, Type, ValueId};
+use super::{Call, Cotangents, Lowered, conv};
+use crate::builder::{Builder, attrs};
+use crate::error::Result;
+use crate::ir::{Attr, DType, Tensor, Type, ValueId};
 
 /// The window of a pooling, whose size is an attribute.
 fn window(b: &Builder<'_>, c: &Call<'_>) -> Result<Window> {
@@ -17,33 +18,19 @@ fn window(b: &Builder<'_>, c: &Call<'_>) -> Result<Window> {
     Window::new(b, c, kernel.into_iter().map(|k| k as usize).collect())
 }
 
-/// Output `slot` of the node being differentiated; where the file leaves it out, it is asked for with type `ty`.
-fn ask_output(b: &mut Builder<'_>, c: &Call<'_>, slot: usize, ty: Type) -> Result<ValueId> {
-    if let Some(v) = c.node.output(slot) {
-        return Ok(v);
-    }
-    let y = c.y(0)?;
-    let name = format!("{}/output{slot}", b.graph[y].name);
-    let v = b.graph.add_value(&name, Some(ty), Source::Node);
-    let node = b.graph.nodes.iter_mut().find(|n| n.output(0) == Some(y));
-    let node = node.ok_or_else(|| Error::new("the node is not in its graph"))?;
-    node.outputs.resize(node.outputs.len().max(slot + 1), None);
-    node.outputs[slot] = Some(v);
-    Ok(v)
-}
-
 /// Y = max of each window: each Ȳ goes to the place where its maximum was found, the node's second output, which is asked for
 /// where the file leaves it out; ONNX MaxPool-12.
 ///
 /// Of equal elements ONNX Runtime takes the first, as PyTorch does.
 pub fn max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let (x, dy) = (c.x(0)?, c.dy()?);
-    if c.attrs.int("storage_order", 0)? != 0 {
-        crate::bail!("the gradient with column-major indices (storage_order) is not supported");
-    }
+    let columns = c.attrs.int("storage_order", 0)? != 0;
     let window = window(b, c)?;
     let ty = b.ty(x);
-    let indices = ask_output(b, c, 1, Type::new(DType::I64, b.shape(dy)))?;
+    let mut indices = c.ask_output(b, 1, Type::new(DType::I64, b.shape(dy)))?;
+    if columns {
+        indices = row_major(b, indices, &window.input)?;
+    }
     let (n, flat) = (b.len(dy), Type::new(ty.dtype, &[ty.len()]));
     // Indices count through the whole input.
     let (indices, dy) = (b.reshape(indices, &[n]), b.reshape(dy, &[n]));
@@ -51,6 +38,22 @@ pub fn max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let reduction = if window.apart() { "none" } else { "add" };
     let dx = b.scatter_elements(zeros, indices, dy, 0, reduction);
     Ok(vec![Some(b.reshape(dx, &ty.shape))])
+}
+
+/// Indices into planes of this shape stored with the first dimension next to each other, turned into indices of the usual order.
+fn row_major(b: &mut Builder<'_>, indices: ValueId, plane: &[usize]) -> Result<ValueId> {
+    let int = |b: &mut Builder<'_>, v: usize| b.constant(Tensor::scalar(DType::I64, v as f64));
+    let size = int(b, plane.iter().product());
+    let mut rest = b.binary("Mod", indices, size)?;
+    let mut place = b.binary("Sub", indices, rest)?;
+    for (i, d) in plane.iter().enumerate() {
+        let (d, stride) = (int(b, *d), int(b, plane[i + 1..].iter().product()));
+        let at = b.binary("Mod", rest, d)?;
+        rest = b.binary("Div", rest, d)?;
+        let at = b.binary("Mul", at, stride)?;
+        place = b.binary("Add", place, at)?;
+    }
+    Ok(place)
 }
 
 /// Y = Σ of each window/n: X̄ sums Ȳ/n over the windows an element is in; n is the size of the window, without its elements in
@@ -130,4 +133,70 @@ pub fn global_max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let count = b.sum(mask, &axes, true);
     let share = b.div(c.dy()?, count)?;
     Ok(vec![Some(b.mul(share, mask)?)])
+}
+
+/// Y = (Σ |X|ᵖ)^(1/p) of each window, 0 where the sum is: written out, the sum as a convolution with ones; ONNX LpPool-22.
+pub fn lp_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let p = c.attrs.int("p", 2)?;
+    let w = window(b, c)?;
+    let (shape, out) = (b.shape(x).to_vec(), b.ty(c.y(0)?));
+    let power = magnitude(b, x, p)?;
+    // Every channel is a sample of its own.
+    let single = [&[shape[0] * shape[1], 1], &shape[2..]].concat();
+    let power = b.reshape(power, &single);
+    let framed = w.frame(b, power);
+    let ones = b.constant(Tensor::full(out.dtype, &[&[1, 1], w.kernel.as_slice()].concat(), 1.0));
+    let list = |v: &[usize]| Attr::Ints(v.iter().map(|v| *v as i64).collect());
+    let window = attrs([("strides", list(&w.strides)), ("dilations", list(&w.dilations))]);
+    let view = [&[shape[0] * shape[1], 1], w.output.as_slice()].concat();
+    let sum = b.op("Conv", &[framed, ones], window, Type::new(out.dtype, &view));
+    let sum = b.reshape(sum, &out.shape);
+    Ok(vec![Some(root(b, sum, p)?)])
+}
+
+/// Y = (Σ |X|ᵖ)^(1/p) over all positions, 0 where the sum is: written out; ONNX GlobalLpPool-22.
+pub fn global_lp_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let x = c.x(0)?;
+    let p = c.attrs.int("p", 2)?;
+    let axes: Vec<usize> = (2..b.rank(x)).collect();
+    let power = magnitude(b, x, p)?;
+    let sum = b.sum(power, &axes, true);
+    Ok(vec![Some(root(b, sum, p)?)])
+}
+
+/// |X|ᵖ
+fn magnitude(b: &mut Builder<'_>, x: ValueId, p: i64) -> Result<ValueId> {
+    match p {
+        1 => Ok(b.unary("Abs", x)),
+        2 => b.square(x),
+        _ => {
+            let (size, p) = (b.unary("Abs", x), b.scalar_like(p as f64, x));
+            b.binary("Pow", size, p)
+        }
+    }
+}
+
+/// X^(1/p), whose gradient is 0 at 0.
+fn root(b: &mut Builder<'_>, x: ValueId, p: i64) -> Result<ValueId> {
+    if p == 1 {
+        return Ok(x);
+    }
+    let (zero, exponent) = (b.scalar_like(0.0, x), b.scalar_like(1.0 / p as f64, x));
+    let empty = b.binary("Equal", x, zero)?;
+    let safe = nonzero(b, x)?;
+    let root = if p == 2 { b.unary("Sqrt", safe) } else { b.binary("Pow", safe, exponent)? };
+    b.select(empty, zero, root)
+}
+
+/// Y is 0 but for X at the places `indices` of the flat Y: X̄ = Ȳ there; X, `indices` [N,C,D…]; ONNX MaxUnpool-22.
+pub fn max_unpool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    // The output's shape is known.
+    c.attrs.ignore(&["kernel_shape", "strides", "pads"]);
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let (n, shape) = (b.len(dy), b.shape(x).to_vec());
+    let flat = b.reshape(dy, &[n]);
+    let indices = b.reshape(c.x(1)?, &[shape.iter().product()]);
+    let dx = b.gather(flat, indices, 0);
+    Ok(vec![Some(b.reshape(dx, &shape))])
 }

@@ -2,7 +2,7 @@
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{AttrReader, Node, ValueId};
+use crate::ir::{AttrReader, Node, Source, Type, ValueId};
 
 /// A VJP rule: from the cotangents of the outputs to one optional cotangent per input, in order.
 ///
@@ -47,6 +47,24 @@ impl<'a> Call<'a> {
     /// When the file leaves it out.
     pub fn y(&self, i: usize) -> Result<ValueId> {
         self.node.output(i).ok_or_else(|| Error::new(format!("output {i} is missing")))
+    }
+
+    /// Output `i` of the forward node; where the file leaves it out, the node is made to compute it, of type `ty`.
+    ///
+    /// # Errors
+    /// When the node is not in the graph that grows.
+    pub fn ask_output(&self, b: &mut Builder<'_>, i: usize, ty: Type) -> Result<ValueId> {
+        if let Some(v) = self.node.output(i) {
+            return Ok(v);
+        }
+        let y = self.y(0)?;
+        let name = format!("{}/output{i}", b.graph[y].name);
+        let v = b.graph.add_value(&name, Some(ty), Source::Node);
+        let node = b.graph.nodes.iter_mut().find(|n| n.output(0) == Some(y));
+        let node = node.ok_or_else(|| Error::new("the node is not in its graph"))?;
+        node.outputs.resize(node.outputs.len().max(i + 1), None);
+        node.outputs[i] = Some(v);
+        Ok(v)
     }
 
     /// Cotangent of the first output; the driver calls a rule only if some output has one.

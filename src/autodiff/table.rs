@@ -1,17 +1,24 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
-use super::{DOMAIN, Rule, activation, conv, elementwise, fuse, index, layout, linalg, norm, pool, reduce};
+use super::{
+    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce,
+    resize, sample, spectral,
+};
 use crate::error::{Error, Result};
 use crate::ir::Node;
-use Entry::{NoGradient, Rule as R};
+use Entry::{Lower as L, NoGradient, Refused, Rule as R};
 
 /// What the table says about an operator.
 #[derive(Clone, Copy)]
 pub enum Entry {
     /// Its VJP rule.
     Rule(Rule),
+    /// It is written out as simpler operators.
+    Lower(Lowering),
     /// It has no gradient (its outputs are piecewise constant, integers or booleans), with the reason.
     NoGradient(&'static str),
+    /// It has a gradient, or is used as if it had, that nobody can compute; with the reason.
+    Refused(&'static str),
 }
 
 /// Operators of ai.onnx, by family.
@@ -31,6 +38,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Clip", R(elementwise::clip)),
     ("Cast", R(elementwise::cast)),
     ("CastLike", R(elementwise::cast)),
+    ("DequantizeLinear", L(elementwise::dequantize)),
     ("Identity", R(elementwise::identity)),
     ("Dropout", R(elementwise::dropout)),
     ("Neg", R(elementwise::neg)),
@@ -75,6 +83,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("MatMul", R(linalg::matmul)),
     ("Gemm", R(linalg::general_matmul)),
     ("Einsum", R(linalg::einsum)),
+    ("Det", R(linalg::det)),
     // Convolutions.
     ("Conv", R(conv::conv)),
     ("ConvTranspose", R(conv::conv_transpose)),
@@ -83,12 +92,18 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("AveragePool", R(pool::average_pool)),
     ("GlobalAveragePool", R(pool::global_average_pool)),
     ("GlobalMaxPool", R(pool::global_max_pool)),
+    ("LpPool", L(pool::lp_pool)),
+    ("GlobalLpPool", L(pool::global_lp_pool)),
+    ("MaxUnpool", R(pool::max_unpool)),
     // Normalizations.
     ("BatchNormalization", R(norm::batch_normalization)),
     ("LayerNormalization", R(norm::layer_normalization)),
     ("RMSNormalization", R(norm::rms_normalization)),
     ("InstanceNormalization", R(norm::instance_normalization)),
     ("GroupNormalization", R(norm::group_normalization)),
+    ("LRN", L(norm::local_response_normalization)),
+    ("LpNormalization", L(norm::lp_normalization)),
+    ("MeanVarianceNormalization", L(norm::mean_variance_normalization)),
     // Reductions.
     ("ReduceSum", R(reduce::sum)),
     ("ReduceMean", R(reduce::mean)),
@@ -101,6 +116,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("ReduceLogSumExp", R(reduce::log_sum_exp)),
     ("ReduceSumSquare", R(reduce::sum_square)),
     ("CumSum", R(reduce::cum_sum)),
+    ("CumProd", L(layout::cum_prod)),
     // Layout.
     ("Reshape", R(layout::reshape)),
     ("Flatten", R(layout::reshape)),
@@ -117,6 +133,8 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("SpaceToDepth", R(layout::space_to_depth)),
     ("Trilu", R(layout::trilu)),
     ("ReverseSequence", R(layout::reverse_sequence)),
+    ("CenterCropPad", L(layout::center_crop_pad)),
+    ("Col2Im", R(layout::col2im)),
     // Indexing.
     ("Gather", R(index::gather)),
     ("GatherElements", R(index::gather_elements)),
@@ -126,6 +144,18 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("OneHot", R(index::one_hot)),
     ("TopK", R(index::top_k)),
     ("Compress", R(index::compress)),
+    // Images.
+    ("Resize", R(resize::resize)),
+    ("GridSample", L(sample::grid_sample)),
+    ("AffineGrid", L(sample::affine_grid)),
+    ("RoiAlign", L(sample::roi_align)),
+    ("DeformConv", L(sample::deform_conv)),
+    // Fourier transforms.
+    ("DFT", R(spectral::dft)),
+    ("STFT", L(spectral::stft)),
+    // Losses.
+    ("NegativeLogLikelihoodLoss", L(loss::negative_log_likelihood)),
+    ("SoftmaxCrossEntropyLoss", L(loss::softmax_cross_entropy)),
     // No gradient.
     ("Sign", NoGradient("its output is piecewise constant")),
     ("Floor", NoGradient("its output is piecewise constant")),
@@ -154,6 +184,13 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("RandomUniformLike", NoGradient("its output depends on a shape alone")),
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
+    // Refused.
+    ("QuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
+    ("DynamicQuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
+    ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),
+    ("MatMulInteger", Refused("it multiplies integers: this model is a quantized one")),
+    ("QLinearConv", Refused("it multiplies integers: this model is a quantized one")),
+    ("QLinearMatMul", Refused("it multiplies integers: this model is a quantized one")),
 ];
 
 /// Operators of domain `bisam` that [`fuse()`](super::fuse()) writes into a forward graph.

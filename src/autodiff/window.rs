@@ -49,20 +49,19 @@ impl Window {
     /// As [`Window::new`] for a transposed convolution: the window slides over its first output, and its first input is the
     /// window's output.
     ///
-    /// # Errors
-    /// When the file gives only the output's shape and the padding has an odd size: runtimes disagree on the side of the rest.
+    /// Where the file gives only the output's shape, an odd padding has its larger half at the start; with `SAME_UPPER` at the end, as
+    /// ONNX Runtime has it.
     pub fn transposed(b: &Builder<'_>, c: &Call<'_>, kernel: Vec<usize>) -> Result<Self> {
         let (input, output) = (spatial(b, c.y(0)?)?, spatial(b, c.x(0)?)?);
         let rest = c.attrs.ints("output_padding")?.unwrap_or_else(|| vec![0; kernel.len()]);
         let mut w = Self::read(c, input, output, kernel)?;
         let shape_given = c.attrs.ints("output_shape")?.is_some_and(|s| !s.is_empty());
-        if shape_given || c.attrs.str("auto_pad", "NOTSET")?.starts_with("SAME") {
+        let mode = c.attrs.str("auto_pad", "NOTSET")?;
+        if shape_given || mode.starts_with("SAME") {
             for i in 0..w.kernel.len() {
-                let total = (w.reach(i) as i64 + rest.get(i).copied().unwrap_or(0)) - w.input[i] as i64;
-                if total < 0 || total % 2 != 0 {
-                    crate::bail!("its output shape leaves a padding of {total} to divide; the gradient needs `pads`");
-                }
-                (w.begin[i], w.end[i]) = (total as usize / 2, total as usize / 2);
+                let total = (w.reach(i) + rest.get(i).map_or(0, |r| *r as usize)).saturating_sub(w.input[i]);
+                w.begin[i] = if mode == "SAME_UPPER" { total / 2 } else { total.div_ceil(2) };
+                w.end[i] = total - w.begin[i];
             }
         }
         Ok(w)

@@ -3,7 +3,7 @@
 use super::loss;
 use super::stages::names;
 use crate::adapt::{Mode, find_logits, set_mode};
-use crate::autodiff::differentiate;
+use crate::autodiff::{differentiate, lower};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
@@ -74,6 +74,7 @@ pub fn gradient(
 ) -> Result<Gradient> {
     let mut graph = graph.clone();
     concretize(&mut graph, sizes, run)?;
+    lower(&mut graph)?;
     set_mode(&mut graph, mode)?;
     let float = |v: &ValueId| graph[*v].ty.as_ref().is_some_and(|t| t.dtype.is_float());
     let first = graph.outputs.iter().copied().find(float);

@@ -326,8 +326,9 @@ impl<'a> Inspection<'a> {
             let entry = table::find(node).ok();
             let at = operators.iter().position(|o| o.operator == name).unwrap_or_else(|| {
                 let (gradient, reason) = match entry {
-                    Some(table::Entry::Rule(_)) => (Gradient::Yes, None),
+                    Some(table::Entry::Rule(_) | table::Entry::Lower(_)) => (Gradient::Yes, None),
                     Some(table::Entry::NoGradient(why)) => (Gradient::None, Some(why.to_owned())),
+                    Some(table::Entry::Refused(why)) => (Gradient::Unneeded, Some(why.to_owned())),
                     None => (Gradient::Unneeded, None),
                 };
                 operators.push(Operator { operator: name, count: 0, gradient, reason, needed: 0 });
@@ -384,6 +385,8 @@ impl<'a> Inspection<'a> {
         };
         let gradient = match table::find(node) {
             Ok(table::Entry::Rule(_)) => "yes".to_owned(),
+            Ok(table::Entry::Lower(_)) => "yes, written out as simpler operators".to_owned(),
+            Ok(table::Entry::Refused(why)) => format!("refused: {why}"),
             Ok(table::Entry::NoGradient(why)) => format!("none: {why}"),
             Err(_) => "missing".to_owned(),
         };

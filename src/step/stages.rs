@@ -5,7 +5,7 @@ use super::gradient::output;
 use super::options::{Kernels, StepOptions};
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
-use crate::autodiff::{differentiate, fuse, lower_batch_norm};
+use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Graph, Source, Type, ValueId};
@@ -144,6 +144,7 @@ pub struct Stages {
 pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     options.validate()?;
     let mut graph = prepared.graph.clone();
+    lower(&mut graph)?;
     let norms = set_mode(&mut graph, Mode::Train)?;
     if options.kernels == Kernels::Fused {
         fuse(&mut graph)?;

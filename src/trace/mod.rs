@@ -52,7 +52,28 @@ const TRACED: [usize; 2] = [2, 3];
 pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<()> {
     let targets = input_shapes(graph, sizes)?;
     let batch = sizes.batch;
-    let small = |shapes: &BTreeMap<ValueId, Vec<usize>>, n: usize| -> BTreeMap<ValueId, Vec<usize>> {
+    // A batch no larger than the traced ones is traced itself.
+    let types = if batch <= TRACED[1] {
+        trace(graph, &targets, run)?
+    } else {
+        // A file may hold its batch size in constants that fit no other: then only that batch itself runs.
+        small_batches(graph, &targets, batch, run).or_else(|e| trace(graph, &targets, run).map_err(|_| e))?
+    };
+    for (v, ty) in types {
+        graph[v].ty = Some(ty);
+    }
+    fold::fold(graph, run)?;
+    graph.check_typed()
+}
+
+/// Types at `batch`, where the inputs have the shapes `targets`, from runs at the two traced batch sizes.
+fn small_batches(
+    graph: &Graph,
+    targets: &BTreeMap<ValueId, Vec<usize>>,
+    batch: usize,
+    run: &dyn Evaluator,
+) -> Result<BTreeMap<ValueId, Type>> {
+    let at = |n: usize| -> BTreeMap<ValueId, Vec<usize>> {
         let shrink = |(v, s): (&ValueId, &Vec<usize>)| {
             let mut s = s.clone();
             if let Some(first) = s.first_mut().filter(|d| **d == batch) {
@@ -60,22 +81,11 @@ pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Resu
             }
             (*v, s)
         };
-        shapes.iter().map(shrink).collect()
+        targets.iter().map(shrink).collect()
     };
-    let [a, b] = TRACED;
-    // A batch no larger than the traced ones is traced itself.
-    let types = if batch <= b {
-        trace(graph, &targets, run)?
-    } else {
-        let low = trace(graph, &small(&targets, a), run)?;
-        let high = trace(graph, &small(&targets, b), run)?;
-        extrapolate(graph, &low, &high, batch)?
-    };
-    for (v, ty) in types {
-        graph[v].ty = Some(ty);
-    }
-    fold::fold(graph, run)?;
-    graph.check_typed()
+    let low = trace(graph, &at(TRACED[0]), run)?;
+    let high = trace(graph, &at(TRACED[1]), run)?;
+    extrapolate(graph, &low, &high, batch)
 }
 
 /// Shape of every input at the wanted sizes.

@@ -12,16 +12,19 @@
 mod rows_activation;
 mod rows_conv;
 mod rows_elementwise;
+mod rows_image;
 mod rows_index;
 mod rows_layout;
 mod rows_linalg;
+mod rows_loss;
 mod rows_norm;
 mod rows_pool;
 mod rows_reduce;
+mod rows_spectral;
 mod runtime;
 mod special;
 
-use bisam::autodiff::{differentiate, table};
+use bisam::autodiff::{differentiate, lower, table};
 use bisam::ir::{Attr, Attrs, DType, Declared, Graph, Node, Source, Tensor, Type, ValueId};
 use bisam::trace::{Sizes, concretize};
 use bisam::{Error, Result};
@@ -298,9 +301,29 @@ fn weights(row: &Row, case: &Case) -> Result<Vec<Option<Tensor>>> {
     case.graph.outputs.iter().zip(&row.outputs).map(&mut weight).collect()
 }
 
+/// Checks that what a lowering made of the node computes the same.
+fn same_outputs(case: &Case, lowered: &Graph) -> Result<()> {
+    let plain = |g: &Graph| g.nodes.iter().map(|n| n.op.clone()).collect::<Vec<_>>();
+    if plain(&case.graph) == plain(lowered) {
+        return Ok(());
+    }
+    let [given, made] = [&case.graph, lowered].map(|g| Compiled::new(g).and_then(|c| c.run(&feed(g, &case.fed))));
+    for (a, b) in given?.iter().zip(made?) {
+        let tolerance = if a.dtype() == DType::F64 { 1e-9 } else { 2e-5 };
+        let (x, y) = (a.to_f64(), b.to_f64());
+        let scale = 1.0 + x.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+        if a.ty() != b.ty() || x.iter().zip(&y).any(|(x, y)| (x - y).abs() > tolerance * scale) {
+            return Err(Error::new(format!("written out it gives {y:?}, not {x:?}\n{lowered}")));
+        }
+    }
+    Ok(())
+}
+
 /// The rule's gradient of Σ ⟨u, y⟩ for each differentiable input, `None` where no path leads.
 fn gradients(case: &Case, weights: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
     let mut graph = case.graph.clone();
+    lower(&mut graph)?;
+    same_outputs(case, &graph)?;
     let mut fed = case.fed.clone();
     let mut seeds = Vec::new();
     for (y, u) in case.graph.outputs.iter().zip(weights) {
@@ -425,14 +448,20 @@ fn all_rows() -> Vec<Row> {
         rows_conv::rows(),
         rows_pool::rows(),
         rows_norm::rows(),
+        rows_loss::rows(),
+        rows_image::rows(),
+        rows_spectral::rows(),
     ]
     .concat()
 }
 
 #[test]
 fn every_rule_has_a_row_and_every_row_a_rule() {
-    let rules: BTreeSet<&str> =
-        table::TABLE.iter().filter(|(_, e)| matches!(e, table::Entry::Rule(_))).map(|(op, _)| *op).collect();
+    let rules: BTreeSet<&str> = table::TABLE
+        .iter()
+        .filter(|(_, e)| matches!(e, table::Entry::Rule(_) | table::Entry::Lower(_)))
+        .map(|(op, _)| *op)
+        .collect();
     let rows = all_rows();
     let tested: BTreeSet<&str> = rows.iter().filter(|r| r.domain.is_empty()).map(|r| r.op).collect();
     assert_eq!(rules.difference(&tested).collect::<Vec<_>>(), Vec::<&&str>::new(), "rules without a row");

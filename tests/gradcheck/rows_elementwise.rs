@@ -85,6 +85,14 @@ pub fn rows() -> Vec<Row> {
         row("Acosh", "any").x_in(&[2, 3], Between(1.3, 3.0)),
         row("Atanh", "any").x_in(&[2, 3], INSIDE),
         row("Erf", "any").x(&[2, 3]),
+        row("DequantizeLinear", "scalar")
+            .constant(Tensor::from_f64(DType::U8, &[2, 3], &[0., 9., 255., 7., 128., 3.]))
+            .x(&[])
+            .constant(Tensor::scalar(DType::U8, 128.)),
+        row("DequantizeLinear", "axis")
+            .constant(Tensor::from_f64(DType::I8, &[2, 3], &[0., 9., -128., 7., 127., 3.]))
+            .x(&[2])
+            .int("axis", 0),
     ]
 }
 

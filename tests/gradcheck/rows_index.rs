@@ -64,6 +64,27 @@ pub fn rows() -> Vec<Row> {
             .str("reduction", "min"),
         row("ScatterND", "none").x(&[4, 2]).at_run_time(ints(&[2, 1], &[2., 0.])).x(&[2, 2]),
         row("ScatterND", "none, elements").x(&[2, 3]).at_run_time(ints(&[2, 2], &[1., 2., 0., -1.])).x(&[2]),
+        row("ScatterElements", "mul, equal indices")
+            .x(&[3, 3])
+            .at_run_time(ints(&[2, 3], &[0., 2., 1., 0., 1., 1.]))
+            .x(&[2, 3])
+            .str("reduction", "mul"),
+        row("ScatterElements", "mul by 0")
+            .x(&[3])
+            .at_run_time(ints(&[4], &[0., 2., 0., 2.]))
+            .x_in(&[4], Exactly(&[0.0, 0.0, 3.0, 0.0]))
+            .str("reduction", "mul"),
+        row("ScatterND", "mul").x(&[3, 2]).at_run_time(ints(&[2, 1], &[2., 2.])).x(&[2, 2]).str("reduction", "mul"),
+        row("ScatterND", "max")
+            .x_in(&[2, 3], Exactly(&[0.5, -1.0, 2.0, 0.1, 0.7, -0.4]))
+            .at_run_time(ints(&[2, 2], &[0., 1., 1., 2.]))
+            .x_in(&[2], Exactly(&[-2.0, 0.9]))
+            .str("reduction", "max"),
+        row("ScatterND", "min, rows")
+            .x_in(&[2, 2], Exactly(&[0.5, -1.0, 2.0, 0.1]))
+            .at_run_time(ints(&[1, 1], &[1.]))
+            .x_in(&[1, 2], Exactly(&[-2.0, 0.9]))
+            .str("reduction", "min"),
         row("ScatterND", "add, equal indices").x(&[2, 3]).at_run_time(tuples).x(&[3]).str("reduction", "add"),
         row("OneHot", "last axis").at_run_time(ints(&[3], &[1., -1., 7.])).constant(depth.clone()).x(&[2]),
         row("OneHot", "axis 0")
@@ -91,11 +112,6 @@ fn indexing() {
 
 #[test]
 fn indexing_refuses() {
-    let index = || ints(&[2], &[1., 0.]);
-    let mul = row("ScatterElements", "mul").x(&[3]).at_run_time(index()).x(&[2]).str("reduction", "mul");
-    refused(&mul, "reduction = `mul`");
-    let max = row("ScatterND", "max").x(&[3]).at_run_time(ints(&[2, 1], &[1., 0.])).x(&[2]).str("reduction", "max");
-    refused(&max, "reduction = `max`");
     let condition = Tensor::from_f64(DType::Bool, &[3], &[1., 0., 1.]);
     let compress = row("Compress", "at run time").x(&[3]).at_run_time(condition).int("axis", 0);
     refused(&compress, "`condition` is computed at run time");

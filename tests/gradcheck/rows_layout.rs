@@ -1,7 +1,7 @@
 //! Operators that move elements to places known beforehand.
 
 use super::{Row, check_all, refused, row};
-use bisam::ir::Tensor;
+use bisam::ir::{DType, Tensor};
 
 const MIN: i64 = i64::MIN;
 const MAX: i64 = i64::MAX;
@@ -57,6 +57,23 @@ pub fn rows() -> Vec<Row> {
             .constant(Tensor::ints(&[3, 2]))
             .int("batch_axis", 0)
             .int("time_axis", 1),
+        row("CenterCropPad", "both").x(&[3, 8, 5]).ints(&[6, 5, 5]),
+        row("CenterCropPad", "axes").x(&[4, 7, 3]).ints(&[5, 2]).list("axes", &[1, -1]),
+        row("Col2Im", "2-D").x(&[2, 12, 9]).ints(&[3, 4]).ints(&[2, 3]).list("pads", &[0, 1, 1, 0]).opset(18),
+        row("Col2Im", "strides, dilations")
+            .x(&[1, 8, 4])
+            .ints(&[6, 5])
+            .ints(&[2, 2])
+            .list("strides", &[2, 1])
+            .list("dilations", &[3, 3]),
+        row("Col2Im", "1-D").x(&[1, 6, 4]).ints(&[6]).ints(&[3]),
+        row("CumProd", "axis 1").x(&[2, 4, 2]).constant(Tensor::scalar(DType::I64, 1.0)).opset(26),
+        row("CumProd", "exclusive, reverse")
+            .x(&[3, 2])
+            .constant(Tensor::scalar(DType::I64, 0.0))
+            .int("exclusive", 1)
+            .int("reverse", 1)
+            .opset(26),
     ];
     for mode in ["reflect", "edge", "wrap"] {
         let pad = |note, shape: &[usize], pads: &[i64]| row("Pad", note).x(shape).ints(pads).str("mode", mode);

@@ -35,6 +35,20 @@ pub fn rows() -> Vec<Row> {
         training("training, 2-D", &[5, 3]),
         training("training, 3-D, epsilon", &[3, 2, 4]).float("epsilon", 0.1),
         training("training, another momentum", &[3, 2, 2, 2]).float("momentum", 0.9),
+        training("training, gradients through the statistics", &[3, 2, 2, 2])
+            .float("momentum", 0.8)
+            .outputs(&[true, true, true]),
+        row("LayerNormalization", "gradients through the statistics")
+            .x(&[2, 3, 4])
+            .x(&[4])
+            .x(&[4])
+            .outputs(&[true, true, true])
+            .single(),
+        row("LayerNormalization", "gradient through the mean alone")
+            .x(&[2, 4])
+            .x(&[4])
+            .outputs(&[false, true])
+            .single(),
         row("LayerNormalization", "last axis").x(&[2, 3, 4]).x(&[4]).x(&[4]),
         row("LayerNormalization", "without bias").x(&[2, 3, 4]).x(&[4]).float("epsilon", 0.01),
         row("LayerNormalization", "axis 1").x(&[2, 3, 4]).x(&[3, 4]).x(&[3, 4]).int("axis", 1),
@@ -57,6 +71,12 @@ pub fn rows() -> Vec<Row> {
         group("per channel", &[2, 4, 3, 2], 2),
         group("one group", &[2, 4, 3], 1),
         row("GroupNormalization", "per group").x(&[2, 4, 3, 2]).x(&[2]).x(&[2]).int("num_groups", 2).opset(18),
+        row("LRN", "wider than the channels").x(&[2, 3, 2, 2]).int("size", 7).float("alpha", 0.5).float("bias", 2.0),
+        row("LRN", "odd size").x(&[1, 6, 2, 2]).int("size", 3).float("alpha", 2.0).float("beta", 0.5),
+        row("LpNormalization", "L2").x(&[3, 4]),
+        row("LpNormalization", "L1, axis 0").x(&[3, 4]).int("axis", 0).int("p", 1),
+        row("MeanVarianceNormalization", "default axes").x(&[2, 3, 2, 2]),
+        row("MeanVarianceNormalization", "axes").x(&[2, 3, 4]).list("axes", &[1, -1]),
     ]
 }
 

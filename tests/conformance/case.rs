@@ -1,0 +1,356 @@
+//! One model of ONNX's backend tests: the same outputs after import and emission, and gradients against differences.
+
+use crate::common::engine;
+use bisam::adapt::set_float_type;
+use bisam::autodiff::table::{self, Entry};
+use bisam::autodiff::{differentiate, lower};
+use bisam::ir::{DType, Declared, Graph, Source, Tensor, ValueId};
+use bisam::onnx::{Weights, emit, import, to_tensor};
+use bisam::trace::{Evaluator, Sizes, concretize};
+use bisam::{Error, Result};
+use onnx_protobuf::{Message, ModelProto, TensorProto};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::path::Path;
+
+/// How a check of a case ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// As it should be.
+    Right,
+    /// Not checked, with the reason.
+    LeftOut(String),
+    /// Not as it should be.
+    Wrong(String),
+}
+
+/// What a case is about and how it ended.
+pub struct Report {
+    /// The operator, or several.
+    pub operator: String,
+    /// Outputs of the emitted graph.
+    pub forward: Outcome,
+    /// Gradients of all float inputs.
+    pub gradient: Outcome,
+}
+
+const FLOATS: [DType; 4] = [DType::F16, DType::BF16, DType::F32, DType::F64];
+
+/// Elements of each input that are moved.
+const ELEMENTS: usize = 12;
+
+/// Input slots whose floats choose what an operator does.
+const SETTINGS: &[(&str, &[usize])] = &[
+    ("Dropout", &[1]),
+    ("OneHot", &[0, 1]),
+    ("Resize", &[1, 2]),
+    ("Upsample", &[1]),
+    ("Range", &[0, 1, 2]),
+    ("QuantizeLinear", &[1]),
+    ("NonMaxSuppression", &[0, 1, 3, 4]),
+    ("MelWeightMatrix", &[3, 4]),
+];
+
+struct Runtime;
+
+impl Evaluator for Runtime {
+    fn evaluate(&self, model: &[u8], inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
+        engine().evaluate(model, inputs)
+    }
+}
+
+/// The recorded tensors `input_0.pb`, … of a case; an error says that one is no tensor.
+fn recorded(folder: &Path, kind: &str) -> Result<Vec<Tensor>> {
+    let mut tensors = Vec::new();
+    for i in 0.. {
+        let Ok(bytes) = std::fs::read(folder.join(format!("test_data_set_0/{kind}_{i}.pb"))) else { break };
+        let proto = TensorProto::parse_from_bytes(&bytes).map_err(|_| Error::new("a recorded value is no tensor"))?;
+        tensors.push(to_tensor(&proto)?);
+    }
+    Ok(tensors)
+}
+
+/// Checks the case in `folder`.
+pub fn run(folder: &Path) -> Report {
+    let bytes = std::fs::read(folder.join("model.onnx")).unwrap_or_default();
+    let proto = ModelProto::parse_from_bytes(&bytes).unwrap_or_default();
+    let operator = operator(folder, &proto);
+    let report = |forward, gradient| Report { operator: operator.clone(), forward, gradient };
+    let not_tensor = |e: &Error| Outcome::LeftOut(format!("types: {}", e.cause()));
+    let values = recorded(folder, "input").and_then(|i| Ok((i, recorded(folder, "output")?)));
+    let (inputs, outputs) = match values {
+        Ok(values) => values,
+        Err(e) => return report(not_tensor(&e), not_tensor(&e)),
+    };
+    let feeds: Vec<(&str, &Tensor)> = proto.graph.input.iter().map(|i| i.name.as_str()).zip(&inputs).collect();
+    let expected = match engine().evaluate(&bytes, &feeds) {
+        Ok(values) => values,
+        Err(e) => {
+            let why = Outcome::LeftOut(format!("runtime: {}", short(&e)));
+            return report(why.clone(), why);
+        }
+    };
+    let graph = match import(folder.join("model.onnx")) {
+        Ok(model) => model.graph,
+        Err(e) => {
+            let why = Outcome::LeftOut(format!("import: {}", short(&e)));
+            return report(why.clone(), why);
+        }
+    };
+    let again = || engine().evaluate(&bytes, &feeds).ok().as_ref() == Some(&expected);
+    if !again() {
+        let why = Outcome::LeftOut("its outputs are random".into());
+        return report(why.clone(), why);
+    }
+    let forward = forward(&graph, &feeds, &expected, &outputs);
+    let gradient = gradient(&graph, &feeds);
+    report(forward, gradient)
+}
+
+fn short(e: &Error) -> String {
+    let text = e.cause().replace('\n', " ");
+    text.chars().take(220).collect()
+}
+
+/// The operator of a single node; for the function body of an operator, that operator.
+fn operator(folder: &Path, proto: &ModelProto) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some((plain, _)) = name.split_once("_expanded") {
+        let sibling = std::fs::read(folder.with_file_name(plain).join("model.onnx")).unwrap_or_default();
+        let sibling = ModelProto::parse_from_bytes(&sibling).unwrap_or_default();
+        if let [node] = sibling.graph.node.as_slice() {
+            return format!("{} (function body)", node.op_type);
+        }
+    }
+    let mut operators: Vec<&str> = proto.graph.node.iter().map(|n| n.op_type.as_str()).collect();
+    operators.retain(|op| *op != "Constant");
+    operators.dedup();
+    match operators.as_slice() {
+        [] => "Constant".into(),
+        [one] => (*one).into(),
+        _ => "(several)".into(),
+    }
+}
+
+fn forward(graph: &Graph, feeds: &[(&str, &Tensor)], expected: &[Tensor], recorded: &[Tensor]) -> Outcome {
+    let Ok(bytes) = emit(graph, Weights::Initializers).write_to_bytes() else {
+        return Outcome::Wrong("it does not encode".into());
+    };
+    // Weights that the file lists as inputs are none any more.
+    let feeds: Vec<(&str, &Tensor)> =
+        feeds.iter().filter(|(n, _)| graph.inputs.iter().any(|v| graph[*v].name == *n)).copied().collect();
+    let found = match engine().evaluate(&bytes, &feeds) {
+        Ok(found) => found,
+        Err(e) => return Outcome::Wrong(format!("emitted it does not run: {}", short(&e))),
+    };
+    if found.len() != expected.len() {
+        return Outcome::Wrong("another number of outputs".into());
+    }
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        if a.ty() != b.ty() || difference(a, b) > 1e-5 {
+            return Outcome::Wrong(format!("output {i} changes by {:.1e}", difference(a, b)));
+        }
+    }
+    let off = recorded.iter().zip(&found).any(|(r, f)| r.ty() != f.ty() || difference(f, r) > 1e-2);
+    if off {
+        return Outcome::LeftOut("runtime: its own outputs are not the recorded ones".into());
+    }
+    Outcome::Right
+}
+
+/// Largest |a − b|/(1 + |b|); NaN agrees with NaN.
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    let apart = |(x, y): (f64, f64)| match (x.is_finite(), y.is_finite()) {
+        (true, true) => (x - y).abs() / (1.0 + y.abs()),
+        _ if x == y || (x.is_nan() && y.is_nan()) => 0.0,
+        _ => f64::INFINITY,
+    };
+    a.to_f64().into_iter().zip(b.to_f64()).map(apart).fold(0.0, f64::max)
+}
+
+fn gradient(graph: &Graph, feeds: &[(&str, &Tensor)]) -> Outcome {
+    for dtype in [DType::F64, DType::F32] {
+        match gradient_in(graph, feeds, dtype) {
+            Ok(outcome) => return outcome,
+            Err(e) if dtype == DType::F64 && lacks_kernel(&e) => {}
+            Err(e) => return refused(graph, &e),
+        }
+    }
+    unreachable!("the last type returns")
+}
+
+fn lacks_kernel(e: &Error) -> bool {
+    let text = e.to_string();
+    [
+        "Could not find an implementation",
+        "NOT_IMPLEMENTED",
+        "Type Error",
+        "is invalid",
+        "(tensor(double))",
+        "not supported",
+    ]
+    .iter()
+    .any(|m| text.contains(m))
+        || text.contains("does not support double")
+}
+
+fn refused(graph: &Graph, e: &Error) -> Outcome {
+    let missing = graph.nodes.iter().filter_map(|n| match table::find(n) {
+        Ok(Entry::Refused(why)) => Some(format!("refused: {why}")),
+        Err(_) => Some(format!("no rule for {}", n.qualified())),
+        _ => None,
+    });
+    let text = short(e);
+    let named = text.contains("no gradient rule") || text.contains("is quantized");
+    Outcome::LeftOut(missing.filter(|_| named).next().unwrap_or(format!("gradient: {text}")))
+}
+
+/// A case in one float type.
+struct Typed {
+    graph: Graph,
+    fed: Vec<(ValueId, Tensor)>,
+}
+
+fn typed(graph: &Graph, feeds: &[(&str, &Tensor)], dtype: DType) -> Result<Typed> {
+    let mut graph = graph.clone();
+    set_float_type(&mut graph, &FLOATS, dtype);
+    let mut sizes = Sizes::batch(1);
+    let mut fed = Vec::new();
+    for v in graph.inputs.clone() {
+        let Some((name, tensor)) = feeds.iter().find(|(n, _)| *n == graph[v].name) else { continue };
+        let setting = graph.nodes.iter().any(|n| {
+            let slots = SETTINGS.iter().find(|(op, _)| n.is(op)).map_or(&[][..], |(_, s)| s);
+            slots.iter().any(|s| n.input(*s) == Some(v))
+        });
+        let float = FLOATS.contains(&tensor.dtype());
+        let keep = graph.nodes.iter().any(|n| n.is("Resize") && n.input(2) == Some(v));
+        let tensor =
+            if float && !keep { Tensor::from_f64(dtype, tensor.shape(), &tensor.to_f64()) } else { (*tensor).clone() };
+        if float && !setting {
+            sizes.shapes.insert((*name).to_owned(), tensor.shape().to_vec());
+            fed.push((v, tensor));
+        } else {
+            graph.set_source(v, Source::Constant(tensor));
+            graph.inputs.retain(|i| *i != v);
+        }
+    }
+    concretize(&mut graph, &sizes, &Runtime)?;
+    Ok(Typed { graph, fed })
+}
+
+fn gradient_in(graph: &Graph, feeds: &[(&str, &Tensor)], dtype: DType) -> Result<Outcome> {
+    let Typed { graph, fed } = typed(graph, feeds, dtype)?;
+    let mut session = engine().compile_model(&encode(&graph))?;
+    let mut at = |fed: &[(ValueId, Tensor)]| -> Result<Vec<Vec<f64>>> {
+        let feeds: Vec<(&str, &Tensor)> = fed.iter().map(|(v, t)| (graph[*v].name.as_str(), t)).collect();
+        Ok(session.run(&feeds)?.iter().map(Tensor::to_f64).collect())
+    };
+    let here = at(&fed)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut random = |n: usize| -> Vec<f64> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+    let mut backward = graph.clone();
+    lower(&mut backward)?;
+    let (mut seeds, mut weights, mut with_seeds) = (Vec::new(), Vec::new(), fed.clone());
+    for (y, values) in graph.outputs.iter().zip(&here) {
+        let ty = graph.ty(*y)?.clone();
+        if !ty.dtype.is_float() || graph.constant(*y).is_some() {
+            weights.push(None);
+            continue;
+        }
+        // Nothing is learned from an output that is infinite or not a number.
+        let u: Vec<f64> =
+            random(ty.len()).iter().zip(values).map(|(u, y)| if y.is_finite() { *u } else { 0.0 }).collect();
+        let seed = backward.add_value("u", Some(ty.clone()), Source::Input(Declared { dtype: ty.dtype, dims: None }));
+        backward.inputs.push(seed);
+        seeds.push((*y, seed));
+        with_seeds.push((seed, Tensor::from_f64(ty.dtype, &ty.shape, &u)));
+        weights.push(Some(u));
+    }
+    if fed.iter().all(|(_, t)| t.is_empty()) || seeds.is_empty() {
+        return Ok(Outcome::LeftOut("no float depends on a float".into()));
+    }
+    let wrt: Vec<ValueId> = fed.iter().map(|(v, _)| *v).collect();
+    let found = differentiate(&mut backward, &seeds, &wrt)?;
+    backward.outputs = found.iter().flatten().copied().collect();
+    backward.outputs.dedup();
+    backward.remove_dead_nodes();
+    let made: Vec<ValueId> = backward.outputs.iter().copied().filter(|v| backward[*v].source == Source::Node).collect();
+    backward.outputs.clone_from(&made);
+    let values = if made.is_empty() { Vec::new() } else { evaluate(&backward, &with_seeds)? };
+    let gradients = found.iter().map(|g| {
+        let g = (*g)?;
+        let computed = made.iter().position(|m| *m == g).map(|i| values[i].clone());
+        computed.or_else(|| with_seeds.iter().find(|(v, _)| *v == g).map(|(_, t)| t.clone()))
+    });
+    let gradients: Vec<Option<Tensor>> = gradients.collect();
+    for (i, (x, base)) in fed.iter().enumerate() {
+        let analytic = gradients[i].as_ref().map_or(vec![0.0; base.len()], Tensor::to_f64);
+        let n = base.len();
+        let mut places: Vec<usize> = (0..n.min(ELEMENTS)).map(|k| k * n / n.min(ELEMENTS)).collect();
+        places.dedup();
+        places.retain(|p| base.to_f64()[*p].is_finite());
+        for place in places {
+            let mut slope = |h: f64| -> Result<[f64; 3]> {
+                let mut side = |h: f64| {
+                    let mut moved = base.to_f64();
+                    moved[place] += h;
+                    let mut fed = fed.clone();
+                    fed[i].1 = Tensor::from_f64(dtype, base.shape(), &moved);
+                    let step = fed[i].1.to_f64()[place] - base.to_f64()[place];
+                    at(&fed).map(|y| (y, step))
+                };
+                let ((high, up), (low, down)) = (side(h)?, side(-h)?);
+                let along = |a: &[Vec<f64>], b: &[Vec<f64>], step: f64| -> f64 {
+                    let terms = a.iter().zip(b).zip(&weights).filter_map(|((a, b), u)| Some((a, b, u.as_ref()?)));
+                    let sum = |(a, b, u): (&Vec<f64>, &Vec<f64>, &Vec<f64>)| -> f64 {
+                        let one =
+                            |((a, b), u): ((&f64, &f64), &f64)| if a == b || *u == 0.0 { 0.0 } else { u * (a - b) };
+                        a.iter().zip(b).zip(u).map(one).sum()
+                    };
+                    terms.map(sum).sum::<f64>() / step
+                };
+                Ok([along(&high, &low, up - down), along(&high, &here, up), along(&low, &here, down)])
+            };
+            let (steps, tolerance) = if dtype == DType::F64 {
+                (&[1e-5, 1e-6, 1e-4, 1e-3, 1e-2][..], 2e-4)
+            } else {
+                (&[1e-2, 3e-3, 1e-3, 5e-2, 0.2][..], 1e-2)
+            };
+            let a = analytic[place];
+            let (mut right, mut seen) = (false, Vec::<f64>::new());
+            for h in steps {
+                let h = h * base.to_f64()[place].abs().max(1.0);
+                let [both, up, down] = slope(h)?;
+                let near = |n: f64| (a - n).abs() <= tolerance * 1f64.max(n.abs());
+                let kink = (up - down).abs() > 20.0 * tolerance * 1f64.max(both.abs());
+                let between = a >= up.min(down) - tolerance && a <= up.max(down) + tolerance;
+                // At the end of a domain only one side has a value.
+                let one_sided = !both.is_finite() && (near(up) || near(down));
+                if near(both) || one_sided || (kink && between) || (!both.is_finite() && !a.is_finite()) {
+                    right = true;
+                    break;
+                }
+                seen.push(both);
+            }
+            // At a jump the slope grows as the step shrinks.
+            let jump = seen.len() > 1 && (seen[1] * steps[1] / (seen[0] * steps[0]) - 1.0).abs() < 1e-3;
+            right |= jump && seen[0].abs() * steps[0] > 1e-3;
+            if !right {
+                let name = &graph[*x].name;
+                let seen = seen.iter().map(|s| format!("{s:.6}")).collect::<Vec<_>>().join(", ");
+                return Ok(Outcome::Wrong(format!("{dtype}: d/d{name}[{place}] is {a:.6}, differences give {seen}")));
+            }
+        }
+    }
+    Ok(Outcome::Right)
+}
+
+fn encode(graph: &Graph) -> Vec<u8> {
+    emit(graph, Weights::Initializers).write_to_bytes().expect("encodes")
+}
+
+fn evaluate(graph: &Graph, fed: &[(ValueId, Tensor)]) -> Result<Vec<Tensor>> {
+    let feeds: Vec<(&str, &Tensor)> =
+        fed.iter().filter(|(v, _)| graph.inputs.contains(v)).map(|(v, t)| (graph[*v].name.as_str(), t)).collect();
+    engine().evaluate(&encode(graph), &feeds)
+}

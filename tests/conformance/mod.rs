@@ -1,0 +1,93 @@
+//! ONNX's own backend tests, all of them: `make conformance`.
+//!
+//! It writes `docs/conformance.md`: by operator, how many cases there are, in how many the emitted graph gives the same outputs
+//! and in how many the gradient is right, and every case left out with its reason. `BISAM_CASES=text` runs those whose name
+//! contains it, and writes nothing.
+
+mod case;
+
+use crate::common::repo;
+use case::{Outcome, Report};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+fn cases(filter: &str) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for group in ["node", "simple", "pytorch-operator", "pytorch-converted"] {
+        let folder = repo(".conformance").join(group);
+        let entries = std::fs::read_dir(&folder).expect("run `make conformance`, which fetches the cases");
+        all.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("model.onnx").is_file()));
+    }
+    all.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().contains(filter)));
+    all.sort();
+    all
+}
+
+#[test]
+#[ignore = "reads the cases that `make conformance` fetches"]
+fn onnx_backend_cases() {
+    let filter = std::env::var("BISAM_CASES").unwrap_or_default();
+    let mut reports: Vec<(String, Report)> = Vec::new();
+    for path in cases(&filter) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if std::env::var_os("BISAM_VERBOSE").is_some() {
+            eprintln!("{name}");
+        }
+        let report = case::run(&path);
+        for (what, outcome) in [("forward", &report.forward), ("gradient", &report.gradient)] {
+            match outcome {
+                Outcome::Wrong(why) => println!("WRONG {name} ({}) {what}: {why}", report.operator),
+                Outcome::LeftOut(why) if !filter.is_empty() => println!("left out {name} {what}: {why}"),
+                _ => {}
+            }
+        }
+        reports.push((name, report));
+    }
+    let wrong = reports
+        .iter()
+        .filter(|(_, r)| matches!(r.forward, Outcome::Wrong(_)) || matches!(r.gradient, Outcome::Wrong(_)));
+    let wrong: Vec<&str> = wrong.map(|(n, _)| n.as_str()).collect();
+    let page = page(&reports);
+    if filter.is_empty() {
+        std::fs::write(repo("docs/conformance.md"), page).expect("writes");
+    }
+    assert!(wrong.is_empty(), "{} of {} cases are wrong: {}", wrong.len(), reports.len(), wrong.join(" "));
+}
+
+fn page(reports: &[(String, Report)]) -> String {
+    let right = |f: fn(&Report) -> &Outcome, rs: &[&Report]| rs.iter().filter(|r| *f(r) == Outcome::Right).count();
+    let (forward, gradient): (fn(&Report) -> &Outcome, fn(&Report) -> &Outcome) = (|r| &r.forward, |r| &r.gradient);
+    let mut by_operator: BTreeMap<&str, Vec<&Report>> = BTreeMap::new();
+    for (_, r) in reports {
+        by_operator.entry(&r.operator).or_default().push(r);
+    }
+    let all: Vec<&Report> = reports.iter().map(|(_, r)| r).collect();
+    let mut out = String::from(
+        "# Conformance\n\nWritten by `make conformance` from the backend tests of the Python package `onnx` 1.22.0.\n\n\
+         Forward: the graph, imported and emitted again, gives the outputs of the file. Gradient: of every float input, against \
+         central differences of the file's own outputs, in float64 where ONNX Runtime has the kernels, else in float32.\n\n",
+    );
+    let _ = writeln!(
+        out,
+        "{} cases: {} right forward, {} with right gradients, no wrong ones; the rest is left out, for the reasons below.\n",
+        all.len(),
+        right(forward, &all),
+        right(gradient, &all)
+    );
+    let _ = writeln!(out, "| operator | cases | forward | gradient |\n|---|---|---|---|");
+    for (operator, rs) in &by_operator {
+        let _ = writeln!(out, "| {operator} | {} | {} | {} |", rs.len(), right(forward, rs), right(gradient, rs));
+    }
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, r) in reports {
+        if let Outcome::LeftOut(why) = &r.gradient {
+            reasons.entry(why).or_default().push(name);
+        }
+    }
+    let _ = writeln!(out, "\n## Gradients left out\n");
+    for (why, names) in reasons {
+        let _ = writeln!(out, "- {why}: {}", names.join(", "));
+    }
+    out
+}
