@@ -39,12 +39,12 @@ def array(*shape):
     return lambda batch, generator: {"x": torch.randn(batch, *shape, generator=generator)}
 
 
-def tokens(length=16, vocabulary=100, mask=True):
-    """Makes batches of random token sequences, with masks of different lengths."""
+def tokens(length=16, vocabulary=100, mask=True, padded=True):
+    """Makes batches of random token sequences, with masks, of different lengths if `padded`."""
 
     def make(batch, generator):
         ids = {"input_ids": torch.randint(3, vocabulary, (batch, length), generator=generator)}
-        kept = length - torch.arange(batch) % 4 * (length // 6)
+        kept = length - torch.arange(batch) % 4 * (length // 6) * padded
         return ids | ({"attention_mask": (torch.arange(length) < kept[:, None]).long()} if mask else {})
 
     return make
@@ -57,8 +57,8 @@ class Logits(nn.Module):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, *arguments):
-        return self.model(**dict(zip(self.names, arguments)), return_dict=True).logits
+    def forward(self, first, second=None):
+        return self.model(**dict(zip(self.names, (first, second))), return_dict=True).logits
 
 
 class Pooled(nn.Module):
@@ -69,8 +69,8 @@ class Pooled(nn.Module):
         self.model, self.names = model, names
         self.head = nn.Linear(width, CLASSES)
 
-    def forward(self, *arguments):
-        states = self.model(**dict(zip(self.names, arguments)), return_dict=True).last_hidden_state
+    def forward(self, first, second=None):
+        states = self.model(**dict(zip(self.names, (first, second))), return_dict=True).last_hidden_state
         return self.head(states.mean(1))
 
 
@@ -88,7 +88,7 @@ def timm_(name, size=64, **options):
     return Network("timm", lambda: timm.create_model(name, num_classes=CLASSES, **options), image(size))
 
 
-def text(kind, length=16, mask=True, head="ForSequenceClassification", **options):
+def text(kind, length=16, mask=True, padded=True, head="ForSequenceClassification", **options):
     """A sequence classifier of transformers, from a configuration of its kind."""
 
     def build():
@@ -102,7 +102,7 @@ def text(kind, length=16, mask=True, head="ForSequenceClassification", **options
             return Pooled(model, getattr(config, "hidden_size", None) or config.d_model, names)
         return Logits(getattr(transformers, f"{kind}{head}")(config), names)
 
-    return Network("transformers", build, tokens(length, mask=mask))
+    return Network("transformers", build, tokens(length, mask=mask, padded=padded))
 
 
 def picture(kind, size=32, **options):
@@ -258,7 +258,7 @@ NETWORKS = {
     "xlm": text("XLM", **XLM),
     "flaubert": text("Flaubert", **XLM),
     "modernbert": text(
-        "ModernBert", **BERT, embedding_dropout=0.0, mlp_dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0,
+        "ModernBert", padded=False, **BERT, embedding_dropout=0.0, mlp_dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0,
         local_attention=8, global_attn_every_n_layers=2,
     ),
     "gpt2": text(
@@ -277,12 +277,12 @@ NETWORKS = {
         max_position_embeddings=40, dropout=0.0, word_embed_proj_dim=16,
     ),
     "llama": text("Llama", **LLAMA),
-    "mistral": text("Mistral", **LLAMA, sliding_window=6),
+    "mistral": text("Mistral", padded=False, **LLAMA, sliding_window=6),
     "mixtral": text("Mixtral", **LLAMA, num_local_experts=4),
     "qwen2": text("Qwen2", **LLAMA),
     "qwen3": text("Qwen3", **LLAMA, head_dim=8),
     "gemma": text("Gemma", **LLAMA, head_dim=8),
-    "gemma2": text("Gemma2", **LLAMA, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
+    "gemma2": text("Gemma2", padded=False, **LLAMA, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
     "falcon": text("Falcon", **SMALL_TEXT, alibi=True, new_decoder_architecture=False),
     "bloom": text("Bloom", vocab_size=100, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.0, attention_dropout=0.0),
     "t5_encoder": text("T5", head="EncoderModel", **T5),

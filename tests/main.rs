@@ -16,4 +16,5 @@ mod models;
 mod replay;
 mod roundtrip;
 mod snapshot;
+mod trace;
 mod train;
