@@ -57,7 +57,7 @@ pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Resu
         trace(graph, &targets, run)?
     } else {
         // A file may hold its batch size in constants that fit no other: then only that batch itself runs.
-        small_batches(graph, &targets, batch, run).or_else(|e| trace(graph, &targets, run).map_err(|_| e))?
+        small_batches(graph, &targets, batch, run).or_else(|_| trace(graph, &targets, run))?
     };
     for (v, ty) in types {
         graph[v].ty = Some(ty);
