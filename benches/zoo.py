@@ -70,7 +70,8 @@ def build(network):
     for name, parameter in trained(module):
         values = parameter.detach().numpy().tobytes()
         even = parameter.numel() > 1 and parameter.min() == parameter.max()
-        if even or values in seen or "parametrizations" in name:
+        symmetric = parameter.dim() == 2 and parameter.shape[0] > 1 and torch.equal(parameter, parameter.T)
+        if even or symmetric or values in seen or "parametrizations" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
         seen.add(values)
     norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
