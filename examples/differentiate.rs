@@ -6,7 +6,7 @@ use bisam::Result;
 use bisam::engine::{Device, Engine};
 use bisam::ir::Tensor;
 use bisam::onnx::import;
-use bisam::step::{Preset, build, prepare};
+use bisam::step::{Ends, Preset, build, prepare};
 use bisam::trace::Sizes;
 
 const BATCH: usize = 8;
@@ -17,7 +17,7 @@ fn main() -> Result<()> {
 
     // The file as a graph; a run of it tells the type of every value at this batch size.
     let model = import(&path)?;
-    let prepared = prepare(&model.graph, &Sizes::batch(BATCH), None, &engine)?;
+    let prepared = prepare(&model.graph, &Sizes::batch(BATCH), Ends::default(), &engine)?;
 
     // The graph that computes the loss and its gradient: (parameters, batch) → loss, correct, gradients.
     let stages = build(&prepared, &Preset::Sgd.options())?;

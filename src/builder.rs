@@ -361,6 +361,20 @@ impl<'g> Builder<'g> {
         self.op("Concat", parts, attrs([("axis", Attr::Int(axis as i64))]), ty)
     }
 
+    /// Consecutive pieces of these sizes along `axis`.
+    pub fn split(&mut self, x: ValueId, axis: usize, sizes: &[usize]) -> Vec<ValueId> {
+        if sizes.len() == 1 {
+            return vec![x];
+        }
+        let ty = self.ty(x);
+        let mut types = vec![ty; sizes.len()];
+        for (ty, size) in types.iter_mut().zip(sizes) {
+            ty.shape[axis] = *size;
+        }
+        let list = self.ints(&as_i64(sizes));
+        self.raw("", "Split", &[Some(x), Some(list)], attrs([("axis", Attr::Int(axis as i64))]), &types)
+    }
+
     /// Elements `start..end` along each of `axes`.
     pub fn slice(&mut self, x: ValueId, axes: &[usize], starts: &[usize], ends: &[usize]) -> ValueId {
         let mut ty = self.ty(x);

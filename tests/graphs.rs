@@ -5,7 +5,7 @@ use crate::snapshot;
 use bisam::ir::Graph;
 use bisam::onnx::import;
 use bisam::step::stages::{perturb_stage, update_stage};
-use bisam::step::{Kernels, Preset, StepOptions, build, prepare};
+use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 #[test]
@@ -13,7 +13,7 @@ fn stages_are_as_kept() {
     let options = StepOptions { kernels: Kernels::Plain, ..Preset::Bisam.options() };
     for name in ["tiny_bn", "mlp"] {
         let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
-        let prepared = prepare(&model.graph, &Sizes::batch(4), None, &engine()).expect("prepares");
+        let prepared = prepare(&model.graph, &Sizes::batch(4), Ends::default(), &engine()).expect("prepares");
         let stages = build(&prepared, &options).expect("builds");
         let len = |shapes: &mut dyn Iterator<Item = &Vec<usize>>| shapes.map(|s| s.iter().product::<usize>()).sum();
         let parameters = len(&mut stages.params.iter().map(|p| &p.shape));

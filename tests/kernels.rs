@@ -5,7 +5,7 @@ use bisam::adapt::untie;
 use bisam::engine::Program;
 use bisam::ir::Tensor;
 use bisam::onnx::import;
-use bisam::step::{Kernels, Preset, StepOptions, build, prepare};
+use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 /// Loss, gradient and statistics of one step on a batch of 4 with either kind of kernels agree, and convolutional models do use
@@ -17,7 +17,7 @@ fn fused_kernels_agree_with_plain_operators() {
         let mut graph = model.graph.clone();
         untie(&mut graph, &model);
         let engine = engine();
-        let prepared = prepare(&graph, &Sizes::batch(4), None, &engine).expect("prepares");
+        let prepared = prepare(&graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
         let run = |kernels: Kernels| {
             let options = StepOptions { kernels, ..Preset::Sgd.options() };
             let stages = build(&prepared, &options).expect("builds");

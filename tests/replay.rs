@@ -4,7 +4,7 @@ use crate::common::{engine, npz, repo};
 use bisam::adapt::untie;
 use bisam::engine::Program;
 use bisam::onnx::import;
-use bisam::step::{Kernels, StepOptions, build, prepare};
+use bisam::step::{Ends, Kernels, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 /// Largest error of a tensor, relative to its norm.
@@ -42,7 +42,7 @@ fn ten_steps_equal_the_authors_update() {
             let batches = &run[&input];
             let batch = batches.shape()[1];
             let engine = engine();
-            let prepared = prepare(&graph, &Sizes::batch(batch), None, &engine).expect("prepares");
+            let prepared = prepare(&graph, &Sizes::batch(batch), Ends::default(), &engine).expect("prepares");
             let stages = build(&prepared, &options).expect("builds");
             let mut program = Program::new(&engine, &stages, &options).expect("compiles");
             let labels = run["labels"].to_vec::<i64>().expect("i64");

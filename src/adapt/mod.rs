@@ -5,7 +5,6 @@ mod freeze;
 mod head;
 mod logits;
 mod mode;
-mod precision;
 mod untie;
 
 pub use freeze::{Selection, freeze};
@@ -13,5 +12,4 @@ pub use head::replace_head;
 pub use logits::find_logits;
 pub(crate) use mode::depends_on_inputs;
 pub use mode::{BatchNorm, Mode, set_mode};
-pub use precision::set_float_type;
 pub use untie::{Untied, untie};

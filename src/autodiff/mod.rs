@@ -16,6 +16,7 @@ mod loss;
 mod lower;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod resize;
 mod rule;
@@ -31,7 +32,7 @@ pub use rule::{Call, Cotangents, Rule};
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{Graph, Source, Value, ValueId};
+use crate::ir::{Attr, Graph, Source, Value, ValueId};
 use std::collections::{HashMap, HashSet};
 use table::Entry;
 
@@ -103,10 +104,44 @@ fn total(
     v: ValueId,
 ) -> Result<Option<ValueId>> {
     let Some(parts) = cotangents.get_mut(&v) else { return Ok(None) };
-    let mut sum = parts[0];
-    for part in &parts[1..] {
-        sum = builder.add(sum, *part)?;
-    }
+    let sum = match one_product(builder, parts) {
+        Some(sum) => sum,
+        None => {
+            let mut sum = parts[0];
+            for part in &parts[1..] {
+                sum = builder.add(sum, *part)?;
+            }
+            sum
+        }
+    };
     *parts = vec![sum];
     Ok(Some(sum))
+}
+
+/// From this many products on, one of their rows put together is cheaper than their sum.
+const MANY: usize = 4;
+
+/// Σ AᵢᵀBᵢ as one product AᵀB of the rows of all Aᵢ and all Bᵢ, where the parts are many such products: the gradient of a weight that
+/// every step of a sequence reads.
+fn one_product(builder: &mut Builder<'_>, parts: &[ValueId]) -> Option<ValueId> {
+    if parts.len() < MANY {
+        return None;
+    }
+    let mut made = HashMap::new();
+    for node in builder.graph.nodes.iter().filter(|n| n.is("Gemm") && n.inputs.len() == 2) {
+        let rows = node.attrs.get("transA") == Some(&Attr::Int(1)) && !node.attrs.contains_key("transB");
+        if let (true, Some(y), Some(left), Some(right)) = (rows, node.output(0), node.input(0), node.input(1)) {
+            made.insert(y, (left, right, &node.attrs));
+        }
+    }
+    // The last step's part came first.
+    let factors: Vec<_> = parts.iter().rev().map(|p| made.get(p).copied()).collect::<Option<_>>()?;
+    let list = factors[0].2.clone();
+    if factors.iter().any(|f| *f.2 != list) {
+        return None;
+    }
+    let (left, right): (Vec<ValueId>, Vec<ValueId>) = factors.iter().map(|f| (f.0, f.1)).unzip();
+    let ty = builder.ty(parts[0]);
+    let (left, right) = (builder.concat(&left, 0), builder.concat(&right, 0));
+    Some(builder.op("Gemm", &[left, right], list, ty))
 }

@@ -1,7 +1,7 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
 use super::{
-    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, reduce,
+    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, recurrent, reduce,
     resize, sample, spectral,
 };
 use crate::error::{Error, Result};
@@ -104,6 +104,10 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("LRN", L(norm::local_response_normalization)),
     ("LpNormalization", L(norm::lp_normalization)),
     ("MeanVarianceNormalization", L(norm::mean_variance_normalization)),
+    // Recurrent layers.
+    ("RNN", L(recurrent::rnn)),
+    ("GRU", L(recurrent::gru)),
+    ("LSTM", L(recurrent::lstm)),
     // Reductions.
     ("ReduceSum", R(reduce::sum)),
     ("ReduceMean", R(reduce::mean)),
@@ -182,9 +186,13 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("EyeLike", NoGradient("its output depends on a shape alone")),
     ("RandomNormalLike", NoGradient("its output depends on a shape alone")),
     ("RandomUniformLike", NoGradient("its output depends on a shape alone")),
+    ("BitCast", NoGradient("it reads a number's bits as another number")),
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
+    ("If", Refused("its condition depends on data; a condition that depends on shapes alone is resolved")),
+    ("Loop", Refused("the number of its rounds depends on data, or its body decides when to stop")),
+    ("Scan", Refused("the number of its rounds is not known")),
     ("QuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
     ("DynamicQuantizeLinear", Refused("it rounds to integers: this model is a quantized one")),
     ("ConvInteger", Refused("it multiplies integers: this model is a quantized one")),
@@ -199,6 +207,11 @@ pub const FUSED: &[(&str, Entry)] = &[
     ("Conv", R(fuse::conv)),
     ("BatchNorm", R(fuse::batch_norm)),
 ];
+
+/// Every table with the domain of its operators, as users write it.
+pub fn tables() -> Vec<(&'static str, &'static [(&'static str, Entry)])> {
+    vec![("ai.onnx", TABLE), (DOMAIN, FUSED)]
+}
 
 /// The entry of a node's operator.
 ///

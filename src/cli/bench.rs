@@ -6,7 +6,7 @@ use crate::adapt::untie;
 use crate::engine::Program;
 use crate::error::Result;
 use crate::onnx::import;
-use crate::step::{StepOptions, build, prepare};
+use crate::step::{Ends, StepOptions, build, prepare};
 use crate::trace::{Sizes, probe};
 use serde_json::json;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);
     let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
-    let prepared = prepare(&graph, &sizes, None, &engine).map_err(|e| e.in_file(&args.model))?;
+    let prepared = prepare(&graph, &sizes, Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let mut program = Program::new(&engine, &stages, &options)?;
     let inputs: Vec<Vec<u8>> = stages

@@ -6,7 +6,7 @@ use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
 use crate::step::stages::{perturb_stage, update_stage};
-use crate::step::{Kernels, StepOptions, build, prepare};
+use crate::step::{Ends, Kernels, StepOptions, build, prepare};
 use crate::trace::Sizes;
 use std::path::PathBuf;
 
@@ -37,7 +37,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);
-    let prepared = prepare(&graph, &Sizes::batch(args.batch), None, &engine).map_err(|e| e.in_file(&args.model))?;
+    let prepared =
+        prepare(&graph, &Sizes::batch(args.batch), Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

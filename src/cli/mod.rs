@@ -8,6 +8,7 @@ mod grad;
 mod gradcheck;
 mod init;
 mod inspect;
+mod ops;
 mod page;
 mod train;
 mod verify;
@@ -108,6 +109,8 @@ enum Command {
     Init(init::Args),
     /// Time a training step
     Bench(bench::Args),
+    /// List the operators whose gradient is known
+    Ops(ops::Args),
     /// Say which ONNX Runtime is loaded and what is missing
     Doctor,
 }
@@ -128,6 +131,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Build(args) => build::run(args, global),
         Command::Init(args) => init::run(args, global),
         Command::Bench(args) => bench::run(args, global),
+        Command::Ops(args) => ops::run(args, global),
         Command::Doctor => doctor::run(global),
     }
 }

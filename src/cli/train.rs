@@ -70,6 +70,9 @@ pub struct Args {
     /// A new head for this many classes
     #[arg(long)]
     num_classes: Option<usize>,
+    /// cross-entropy, or a scalar output of the model that is its own loss [default: cross-entropy]
+    #[arg(long, value_name = "NAME")]
+    loss: Option<String>,
     /// The output that holds the logits
     #[arg(long)]
     logits: Option<String>,
@@ -117,7 +120,7 @@ impl Args {
             ($($field:ident),*) => { $(if let Some(v) = &self.$field { r.$field = v.clone(); })* };
         }
         set!(epochs, batch_size, lr, schedule, warmup, schedule_per, label_noise, augment, valid, seed, shuffle);
-        set!(drop_last, checkpoint_every, log_every);
+        set!(drop_last, checkpoint_every, log_every, loss);
         r.steps = self.steps.or(r.steps);
         r.num_classes = self.num_classes.or(r.num_classes);
         if self.logits.is_some() {

@@ -19,7 +19,7 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 
 /// Where graphs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -189,8 +189,16 @@ impl Session {
             Device::Cpu => builder.with_operators(super::kernels::domain()?).map_err(ort_error)?,
             Device::Cuda(_) => builder,
         };
+        // ONNX Runtime keeps the domains it has seen without a lock: the first session that brings ours must be alone.
+        static FIRST: Mutex<bool> = Mutex::new(false);
+        let mut seen = FIRST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let alone = (!*seen && device == Device::Cpu).then(|| {
+            *seen = true;
+            seen
+        });
         let mut builder = builder.with_execution_providers([provider]).map_err(ort_error).map_err(explain)?;
         let inner = commit(&mut builder, model).map_err(explain)?;
+        drop(alone);
         let ports = |outlets: &[Outlet]| outlets.iter().map(Port::new).collect::<Vec<_>>();
         let ports = Ports { inputs: ports(inner.inputs()), outputs: ports(inner.outputs()) };
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();

@@ -1,9 +1,10 @@
 //! Node attributes, and the reader that knows which of them were looked at.
 
-use super::Tensor;
+use super::{Graph, Tensor};
 use crate::error::Result;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The value of one attribute.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +17,24 @@ pub enum Attr {
     Floats(Vec<f32>),
     Strs(Vec<String>),
     Tensor(Tensor),
+    Graph(Arc<Body>),
+}
+
+/// The body of a control-flow node (`If`, `Loop`, `Scan`, `SequenceMap`), closed: what it reads of the graph around it are its last
+/// inputs, which the node has as its last inputs too.
+#[derive(Debug)]
+pub struct Body {
+    /// The body. Of its inputs only names and order count; their types are those of what is passed.
+    pub graph: Graph,
+    /// How many of its inputs come from the graph around it.
+    pub captured: usize,
+}
+
+/// Bodies are equal when they are the same.
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
 }
 
 /// The attributes of a node, ordered by name.
@@ -103,6 +122,30 @@ impl<'a> AttrReader<'a> {
             None => Ok(None),
             Some(Attr::Ints(v)) => Ok(Some(v.clone())),
             Some(other) => wrong(name, "a list of integers", other),
+        }
+    }
+
+    /// A list of floats, `None` when absent.
+    ///
+    /// # Errors
+    /// When it is there with another type.
+    pub fn floats(&self, name: &'static str) -> Result<Option<Vec<f32>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Attr::Floats(v)) => Ok(Some(v.clone())),
+            Some(other) => wrong(name, "a list of floats", other),
+        }
+    }
+
+    /// A list of strings, `None` when absent.
+    ///
+    /// # Errors
+    /// When it is there with another type.
+    pub fn strs(&self, name: &'static str) -> Result<Option<Vec<String>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Attr::Strs(v)) => Ok(Some(v.clone())),
+            Some(other) => wrong(name, "a list of strings", other),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Graph, nodes and values.
 
-use super::{Attrs, DType, Tensor};
+use super::{Attr, Attrs, Body, DType, Tensor};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Index of a value in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,6 +115,16 @@ impl Node {
     /// Output `i`, if it is there.
     pub fn output(&self, i: usize) -> Option<ValueId> {
         self.outputs.get(i).copied().flatten()
+    }
+
+    /// How many of its last inputs are what its bodies read of the graph around them; 0 but for control flow.
+    pub fn captured(&self) -> usize {
+        self.bodies().map(|b| b.captured).next().unwrap_or(0)
+    }
+
+    /// The bodies of a control-flow node.
+    pub fn bodies(&self) -> impl Iterator<Item = &Arc<Body>> {
+        self.attrs.values().filter_map(|a| if let Attr::Graph(body) = a { Some(body) } else { None })
     }
 
     /// Whether this is operator `op` of the default domain.
@@ -282,6 +293,17 @@ impl Graph {
         for node in &self.nodes {
             if node.inputs.iter().flatten().any(|v| set.contains(v)) {
                 set.extend(node.outputs.iter().flatten().filter(|v| through(&self[**v])));
+            }
+        }
+        set
+    }
+
+    /// The values of `from` and what they are computed from.
+    pub fn upstream(&self, from: impl IntoIterator<Item = ValueId>) -> HashSet<ValueId> {
+        let mut set: HashSet<ValueId> = from.into_iter().collect();
+        for node in self.nodes.iter().rev() {
+            if node.outputs.iter().flatten().any(|v| set.contains(v)) {
+                set.extend(node.inputs.iter().flatten());
             }
         }
         set

@@ -7,10 +7,12 @@ mod attr;
 mod check;
 mod dtype;
 mod graph;
+mod precision;
 mod tensor;
 mod text;
 
-pub use attr::{Attr, AttrReader, Attrs};
+pub use attr::{Attr, AttrReader, Attrs, Body};
 pub use dtype::{DType, Element};
 pub use graph::{Declared, Dim, Graph, Node, NodeId, Source, Type, Value, ValueId};
+pub use precision::set_float_type;
 pub use tensor::Tensor;

@@ -37,6 +37,7 @@ impl Display for Attr {
             Self::Floats(v) => write!(f, "{v:?}"),
             Self::Strs(v) => write!(f, "{v:?}"),
             Self::Tensor(v) => write!(f, "{} {v}", v.ty()),
+            Self::Graph(v) => write!(f, "graph of {} nodes", v.graph.nodes.len()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::external::DataFiles;
 use super::tensor::to_proto;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::Attr;
 use onnx_protobuf::AttributeProto;
 use onnx_protobuf::attribute_proto::AttributeType as T;
@@ -15,7 +15,7 @@ fn text(bytes: &[u8]) -> String {
 /// Reads an attribute; old files leave its type out, then the field that is filled decides.
 ///
 /// # Errors
-/// Attribute kinds without a meaning here: graphs (control flow), sparse tensors, types.
+/// Attribute kinds without a meaning here: lists of graphs, sparse tensors, types. Graphs are read where the graph around them is known.
 pub(super) fn to_attr(a: &AttributeProto, files: &mut DataFiles) -> Result<Attr> {
     let kind = match a.type_.enum_value_or_default() {
         T::UNDEFINED if a.t.is_some() => T::TENSOR,
@@ -35,10 +35,6 @@ pub(super) fn to_attr(a: &AttributeProto, files: &mut DataFiles) -> Result<Attr>
         T::FLOATS => Attr::Floats(a.floats.clone()),
         T::STRINGS => Attr::Strs(a.strings.iter().map(|s| text(s)).collect()),
         T::TENSOR => Attr::Tensor(files.read(&a.t)?),
-        T::GRAPH | T::GRAPHS => {
-            return Err(Error::new(format!("control flow (attribute `{}` holds a graph) is not supported", a.name))
-                .hint("export the model with fixed shapes, so that the exporter folds the branch"));
-        }
         other => crate::bail!("attribute `{}` is of kind {other:?}, which is not supported", a.name),
     })
 }
@@ -75,6 +71,8 @@ pub(super) fn from_attr(name: &str, attr: &Attr) -> AttributeProto {
             a.t = protobuf::MessageField::some(to_proto("", v));
             T::TENSOR
         }
+        // Written where the names around it are known.
+        Attr::Graph(_) => T::GRAPH,
     };
     a.type_ = EnumOrUnknown::new(kind);
     a

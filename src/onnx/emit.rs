@@ -3,7 +3,7 @@
 use super::attrs::from_attr;
 use super::tensor::to_proto;
 use crate::error::{Error, IoContext, Result};
-use crate::ir::{DType, Declared, Dim, Graph, Source, Type, ValueId};
+use crate::ir::{Attr, Body, DType, Declared, Dim, Graph, Source, Type, ValueId};
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
@@ -28,6 +28,18 @@ const IR_VERSION: i64 = 10;
 
 /// Turns a graph into a model. Values that nothing reads are left out.
 pub fn emit(graph: &Graph, weights: Weights) -> ModelProto {
+    let opset = |(d, v): (&String, &i64)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() };
+    ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "bisam".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        opset_import: graph.opsets.iter().map(opset).collect(),
+        graph: MessageField::some(graph_proto(graph, weights)),
+        ..Default::default()
+    }
+}
+
+fn graph_proto(graph: &Graph, weights: Weights) -> GraphProto {
     let mut g = GraphProto { name: graph.name.clone(), ..Default::default() };
     let name = |v: Option<ValueId>| v.map_or_else(String::new, |v| graph[v].name.clone());
     let read = graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten());
@@ -51,21 +63,52 @@ pub fn emit(graph: &Graph, weights: Weights) -> ModelProto {
             name: unique(&n.name, &mut taken),
             domain: n.domain.clone(),
             op_type: n.op.clone(),
-            input: n.inputs.iter().map(|v| name(*v)).collect(),
+            input: n.inputs[..n.inputs.len() - n.captured()].iter().map(|v| name(*v)).collect(),
             output: n.outputs.iter().map(|v| name(*v)).collect(),
-            attribute: n.attrs.iter().map(|(k, v)| from_attr(k, v)).collect(),
+            attribute: n
+                .attrs
+                .iter()
+                .map(|(k, v)| {
+                    let mut attr = from_attr(k, v);
+                    if let Attr::Graph(body) = v {
+                        let around = &n.inputs[n.inputs.len() - body.captured..];
+                        let prefix = name(n.outputs.iter().copied().flatten().next());
+                        let mut inner = body_proto(body, &prefix, around.iter().map(|v| name(*v)));
+                        if n.is("Loop") {
+                            let known = [DType::I64, DType::Bool].map(|d| tensor_type(d, Some(&[])));
+                            for (input, ty) in inner.input.iter_mut().zip(known) {
+                                input.type_ = MessageField::some(ty);
+                            }
+                        }
+                        attr.g = MessageField::some(inner);
+                    }
+                    attr
+                })
+                .collect(),
             ..Default::default()
         })
         .collect();
-    let opset = |(d, v): (&String, &i64)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() };
-    ModelProto {
-        ir_version: IR_VERSION,
-        producer_name: "bisam".into(),
-        producer_version: env!("CARGO_PKG_VERSION").into(),
-        opset_import: graph.opsets.iter().map(opset).collect(),
-        graph: MessageField::some(g),
-        ..Default::default()
+    g
+}
+
+/// The body of a control-flow node: its own names get a prefix, and what it captures the names `around` it.
+fn body_proto(body: &Body, prefix: &str, around: impl Iterator<Item = String>) -> GraphProto {
+    let mut graph = body.graph.clone();
+    let formal = graph.inputs.len() - body.captured;
+    let captured = graph.inputs.split_off(formal);
+    for v in graph.value_ids() {
+        let own = format!("{prefix}/{}", graph[v].name);
+        graph.rename(v, &own);
     }
+    for (v, name) in captured.into_iter().zip(around) {
+        graph.rename(v, &name);
+    }
+    let mut g = graph_proto(&graph, Weights::Initializers);
+    for input in &mut g.input {
+        // Its type is that of what is passed, where something is.
+        input.type_ = MessageField::none();
+    }
+    g
 }
 
 /// Node names only serve messages in a [`Graph`]; ONNX Runtime wants them unique.

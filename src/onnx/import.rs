@@ -5,12 +5,16 @@ use super::external::DataFiles;
 use super::roles::{RoleReason, assign};
 use super::{inline, upgrade};
 use crate::error::{Error, IoContext, Result};
-use crate::ir::{Attr, Attrs, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
+use crate::ir::set_float_type;
+use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
 use onnx_protobuf::tensor_shape_proto::dimension;
-use onnx_protobuf::{GraphProto, Message, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use onnx_protobuf::{
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto,
+};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A dimension larger than this is a damaged file, not a model.
 const MAX_DIM: i64 = 1 << 31;
@@ -53,6 +57,8 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
         let mut graph = to_graph(&proto, folder).map_err(|e| {
             e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file")
         })?;
+        // Half precision is for storage: it is computed and trained in f32, and written back as it was.
+        set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
         let roles = assign(&mut graph);
         graph.check()?;
         Ok(Model { path: path.to_owned(), proto, graph, roles })
@@ -78,25 +84,43 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
         return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
             .hint("convert the file with onnx.version_converter, or export it again"));
     }
-    let mut files = DataFiles::new(folder);
-    let mut values = constants(&mut graph, g, &mut files)?;
+    let nodes = inline::inline(proto)?;
+    fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
+    Ok(graph)
+}
+
+/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it.
+fn fill(
+    graph: &mut Graph,
+    g: &GraphProto,
+    nodes: &[NodeProto],
+    captured: Option<&[String]>,
+    files: &mut DataFiles,
+) -> Result<()> {
+    let mut values = constants(graph, g, files)?;
     for info in &g.input {
         // Before IR version 4 initializers were listed as inputs too.
         if !values.contains_key(&info.name) {
             let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause())).hint_from(&e);
-            let declared = declared(info).map_err(at)?;
+            let declared = match captured {
+                None => declared(info).map_err(at)?,
+                Some(_) => Declared { dtype: DType::F32, dims: None },
+            };
             let v = graph.add_value(&info.name, None, Source::Input(declared));
             graph.inputs.push(v);
             values.insert(info.name.clone(), v);
         }
     }
-    let nodes = inline::inline(proto)?;
-    for i in topological_order(&nodes, &values)? {
-        let node = &nodes[i];
-        add_node(&mut graph, node, &mut values, &mut files)
-            .map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
+    for name in captured.unwrap_or_default() {
+        let v = graph.add_value(name, None, Source::Input(Declared { dtype: DType::F32, dims: None }));
+        graph.inputs.push(v);
+        values.insert(name.clone(), v);
     }
-    upgrade::upgrade(&mut graph)?;
+    for i in topological_order(nodes, &values)? {
+        let node = &nodes[i];
+        add_node(graph, node, &mut values, files).map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
+    }
+    upgrade::upgrade(graph)?;
     if g.output.is_empty() {
         crate::bail!("the model has no outputs");
     }
@@ -104,7 +128,32 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
         let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
         graph.outputs.push(*v);
     }
-    Ok(graph)
+    Ok(())
+}
+
+/// The graphs among a node's attributes.
+fn bodies(node: &NodeProto) -> impl Iterator<Item = &AttributeProto> {
+    node.attribute.iter().filter(|a| a.g.is_some())
+}
+
+/// What the bodies of a node read of the graph around it, in the order of reading.
+fn captures(node: &NodeProto) -> Vec<String> {
+    let mut names = Vec::new();
+    for body in bodies(node) {
+        let g = &body.g;
+        let inner = g.node.iter().flat_map(|n| n.output.iter());
+        let given = g.input.iter().map(|i| &i.name).chain(g.initializer.iter().map(|i| &i.name));
+        let sparse = g.sparse_initializer.iter().map(|i| &i.values.name);
+        let defined: HashSet<&String> = inner.chain(given).chain(sparse).collect();
+        let nested: Vec<String> = g.node.iter().flat_map(captures).collect();
+        let read = g.node.iter().flat_map(|n| n.input.iter()).chain(&nested).chain(g.output.iter().map(|o| &o.name));
+        for name in read.filter(|n| !n.is_empty() && !defined.contains(n)) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+    }
+    names
 }
 
 fn domain(name: &str) -> &str {
@@ -190,10 +239,11 @@ fn topological_order(nodes: &[NodeProto], constants: &HashMap<String, ValueId>) 
             }
         }
     }
+    let captured: Vec<Vec<String>> = nodes.iter().map(captures).collect();
     let mut waits = vec![0usize; nodes.len()];
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     for (i, node) in nodes.iter().enumerate() {
-        for input in node.input.iter().filter(|n| !n.is_empty()) {
+        for input in node.input.iter().filter(|n| !n.is_empty()).chain(&captured[i]) {
             match maker.get(input.as_str()) {
                 Some(m) => {
                     readers[*m].push(i);
@@ -242,9 +292,18 @@ fn add_node(
         values.insert(out.clone(), graph.add_value(out, None, Source::Constant(tensor)));
         return Ok(());
     }
-    let attrs: Attrs =
-        node.attribute.iter().map(|a| Ok((a.name.clone(), to_attr(a, files)?))).collect::<Result<_>>()?;
-    let inputs = node.input.iter().map(|n| values.get(n).copied()).collect();
+    let plain = node.attribute.iter().filter(|a| a.g.is_none());
+    let mut attrs: Attrs = plain.map(|a| Ok((a.name.clone(), to_attr(a, files)?))).collect::<Result<_>>()?;
+    let captured = captures(node);
+    for attr in bodies(node) {
+        let mut body = Graph::default();
+        body.name.clone_from(&attr.g.name);
+        body.opsets.clone_from(&graph.opsets);
+        fill(&mut body, &attr.g, &attr.g.node, Some(&captured), files)?;
+        let body = Body { graph: body, captured: captured.len() };
+        attrs.insert(attr.name.clone(), Attr::Graph(Arc::new(body)));
+    }
+    let inputs = node.input.iter().chain(&captured).map(|n| values.get(n).copied()).collect();
     let mut outputs = Vec::with_capacity(node.output.len());
     for out in &node.output {
         outputs.push((!out.is_empty()).then(|| {

@@ -37,6 +37,14 @@ fn expand(
     let Some(f) =
         functions.get(&(domain, node.op_type.as_str())).or_else(|| functions.get(&(&node.domain, &node.op_type)))
     else {
+        let mut node = node;
+        for body in node.attribute.iter_mut().filter_map(|a| a.g.as_mut()) {
+            let mut nodes = Vec::with_capacity(body.node.len());
+            for inner in std::mem::take(&mut body.node) {
+                expand(inner, functions, &mut nodes, depth + 1)?;
+            }
+            body.node = nodes;
+        }
         out.push(node);
         return Ok(());
     };
@@ -64,21 +72,37 @@ fn expand(
                 *name = names.get(name.as_str()).cloned().unwrap_or_else(|| format!("{prefix}/{name}"));
             }
         };
-        inner.input.iter_mut().for_each(rename);
-        inner.output.iter_mut().for_each(rename);
-        inner.name = format!("{prefix}/{}", inner.name);
-        inner.attribute.retain_mut(|a| {
-            if a.ref_attr_name.is_empty() {
-                return true;
-            }
-            // A reference to an attribute that the call leaves out leaves this one out too.
-            let Some(value) = actual.get(a.ref_attr_name.as_str()) else { return false };
-            let name = std::mem::take(&mut a.name);
-            *a = (*value).clone();
-            a.name = name;
-            true
-        });
+        instantiate(&mut inner, &prefix, &rename, &actual);
         expand(inner, functions, out, depth + 1)?;
     }
     Ok(())
+}
+
+/// Gives a node of a function's body the names and attributes of a call, in the bodies of control flow too.
+fn instantiate(
+    node: &mut NodeProto,
+    prefix: &str,
+    rename: &dyn Fn(&mut String),
+    actual: &HashMap<&str, &AttributeProto>,
+) {
+    node.input.iter_mut().for_each(rename);
+    node.output.iter_mut().for_each(rename);
+    node.name = format!("{prefix}/{}", node.name);
+    node.attribute.retain_mut(|a| {
+        if a.ref_attr_name.is_empty() {
+            return true;
+        }
+        // A reference to an attribute that the call leaves out leaves this one out too.
+        let Some(value) = actual.get(a.ref_attr_name.as_str()) else { return false };
+        let name = std::mem::take(&mut a.name);
+        *a = (*value).clone();
+        a.name = name;
+        true
+    });
+    for body in node.attribute.iter_mut().filter_map(|a| a.g.as_mut()) {
+        body.input.iter_mut().chain(&mut body.output).for_each(|i| rename(&mut i.name));
+        body.initializer.iter_mut().for_each(|i| rename(&mut i.name));
+        body.sparse_initializer.iter_mut().for_each(|i| rename(&mut i.values.mut_or_insert_default().name));
+        body.node.iter_mut().for_each(|n| instantiate(n, prefix, rename, actual));
+    }
 }

@@ -1,7 +1,8 @@
 //! Parameter or table? Decides, for every float constant of a file, whether it is trained.
 
-use crate::ir::{Graph, NodeId, Source, Tensor, ValueId};
+use crate::ir::{Body, Graph, Node, NodeId, Source, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// What a float constant is used as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +57,28 @@ const WEIGHT_SLOTS: &[(&str, &[usize])] = &[
     ("InstanceNormalization", &[1, 2]),
     ("GroupNormalization", &[1, 2]),
     ("RMSNormalization", &[1]),
+    ("SimplifiedLayerNormalization", &[1]),
     ("PRelu", &[1]),
     ("LSTM", &[1, 2, 3, 5, 6, 7]),
     ("GRU", &[1, 2, 3, 5]),
     ("RNN", &[1, 2, 3, 5]),
+];
+
+/// The same for operators of domain com.microsoft, which ONNX Runtime's optimizers leave in files.
+const MICROSOFT_SLOTS: &[(&str, &[usize])] = &[
+    ("Attention", &[1, 2]),
+    ("BiasAdd", &[1]),
+    ("BiasDropout", &[1]),
+    ("BiasGelu", &[1]),
+    ("BiasSplitGelu", &[1]),
+    ("EmbedLayerNormalization", &[2, 3, 4, 5, 6]),
+    ("FastGelu", &[1]),
+    ("FusedConv", &[1, 2]),
+    ("FusedGemm", &[0, 1, 2]),
+    ("FusedMatMul", &[0, 1]),
+    ("MultiHeadAttention", &[3]),
+    ("SkipLayerNormalization", &[2, 3, 4]),
+    ("SkipSimplifiedLayerNormalization", &[2, 3]),
 ];
 
 /// Elementwise operators whose constant operand may be a bias, a gain, a position table, or a mere number.
@@ -105,8 +124,7 @@ fn decide(
     if uses.iter().all(|(n, slot)| is(*n, "BatchNormalization") && *slot >= 3) {
         return (Role::Stat, "running statistic");
     }
-    let weight = |(n, slot): &(NodeId, usize)| WEIGHT_SLOTS.iter().any(|(op, s)| is(*n, op) && s.contains(slot));
-    if uses.iter().any(weight) {
+    if uses.iter().any(|(n, slot)| weight_slot(&graph.nodes[*n], *slot)) {
         return (Role::Param, "weight of an operator");
     }
     if tensor.len() == 1 {
@@ -133,6 +151,25 @@ fn decide(
         return (Role::Param, "embedding table");
     }
     (Role::Constant, "no operator uses it as a weight")
+}
+
+/// Whether input `slot` of a node is a weight by the operator's own meaning; in the body of control flow, too.
+fn weight_slot(node: &Node, slot: usize) -> bool {
+    let known = |(op, slots): &(&str, &[usize])| node.op == *op && slots.contains(&slot);
+    let table = match node.domain.as_str() {
+        "" => WEIGHT_SLOTS,
+        "com.microsoft" => MICROSOFT_SLOTS,
+        _ => &[],
+    };
+    let inside = |body: &Arc<Body>| {
+        let formal = body.graph.inputs.len() - body.captured;
+        let captured = (slot + body.captured).checked_sub(node.inputs.len());
+        let v = captured.and_then(|i| body.graph.inputs.get(formal + i));
+        let readers = body.graph.readers();
+        let uses = v.map(|v| uses(&body.graph, &readers, *v)).unwrap_or_default();
+        uses.iter().any(|(n, slot)| weight_slot(&body.graph.nodes[*n], *slot))
+    };
+    table.iter().any(known) || node.bodies().any(inside)
 }
 
 /// The (node, slot) pairs that compute with a constant, seen through layout operators.

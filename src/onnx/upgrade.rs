@@ -101,6 +101,10 @@ fn upgrade_node(graph: &mut Graph, node: &mut Node, from: i64) -> Result<()> {
                 set_input(node, 1, k);
             }
         }
+        "Scan" if from < 9 => {
+            return Err(Error::new("Scan of operator set 8 has no successor in newer ones")
+                .hint("convert the file with onnx.version_converter, or export it again"));
+        }
         "Scatter" => node.op = "ScatterElements".into(),
         "Upsample" | "Resize" if from < 11 => resize(node),
         "BatchNormalization" if from < 14 => batch_normalization(node)?,

@@ -1,7 +1,7 @@
 //! One gradient of a model, for comparison with another framework or with finite differences.
 
 use super::loss;
-use super::stages::names;
+use super::stages::{names, scalar_output};
 use crate::adapt::{Mode, find_logits, set_mode};
 use crate::autodiff::{differentiate, lower};
 use crate::builder::Builder;
@@ -103,14 +103,7 @@ pub fn gradient(
             loss::cross_entropy(&mut b, logits, one_hot, 0.0)?
         }
         Objective::Output(name) => {
-            let names = || graph.outputs.iter().map(|v| graph[*v].name.as_str()).collect::<Vec<_>>().join(", ");
-            let v = graph.outputs.iter().copied().find(|v| graph[*v].name == *name).ok_or_else(|| {
-                Error::new(format!("the model has no output `{name}`")).hint(format!("its outputs are {}", names()))
-            })?;
-            let ty = graph.ty(v)?.clone();
-            if ty.len() != 1 || !ty.dtype.is_float() {
-                return Err(Error::new(format!("output `{name}` is {ty}, but a loss is one float")));
-            }
+            let v = scalar_output(&graph, name)?;
             Builder::new(&mut graph, "loss").reshape(v, &[])
         }
     };
@@ -137,6 +130,10 @@ pub(super) fn output(graph: &mut Graph, name: &str, v: ValueId) -> String {
     if graph[v].source != Source::Node || graph.outputs.contains(&v) {
         let ty = graph[v].ty.clone().unwrap_or(Type::new(DType::F32, &[]));
         v = Builder::new(graph, "output").op("Identity", &[v], Attrs::new(), ty);
+    }
+    // A value of the model that happens to have this name makes room.
+    if let Some(other) = graph.find(name).filter(|o| *o != v && graph[*o].source == Source::Node) {
+        graph.rename(other, &format!("model/{name}"));
     }
     graph.rename(v, name);
     graph.outputs.push(v);

@@ -13,4 +13,4 @@ pub mod stages;
 pub mod update;
 
 pub use options::{Ascent, Base, Kernels, Preset, StepOptions};
-pub use stages::{Prepared, Stages, build, prepare};
+pub use stages::{Ends, Prepared, Stages, build, prepare};

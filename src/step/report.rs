@@ -1,7 +1,7 @@
 //! What there is to know about a model before training it, as `bisam inspect` shows it.
 
 use super::cost::{Cost, cost};
-use super::{Prepared, Preset, build, prepare};
+use super::{Ends, Prepared, Preset, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
 use crate::autodiff::table;
 use crate::error::{Error, Result};
@@ -181,7 +181,7 @@ impl<'a> Inspection<'a> {
     pub fn new(model: &'a Model, sizes: &Sizes, run: Result<&dyn Evaluator>) -> Self {
         let mut graph = model.graph.clone();
         let untied = untie(&mut graph, model);
-        let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, None, run)) {
+        let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, Ends::default(), run)) {
             Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
             Err(e) => (graph, None, Some(e)),
         };

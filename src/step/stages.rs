@@ -2,13 +2,13 @@
 
 use super::ascent::ascent_loss;
 use super::gradient::output;
-use super::options::{Kernels, StepOptions};
+use super::options::{Ascent, Kernels, StepOptions};
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
 use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{DType, Declared, Graph, Source, Type, ValueId};
+use crate::ir::{DType, Declared, Graph, Source, Tensor, Type, ValueId};
 use crate::trace::{Evaluator, Sizes, concretize};
 use std::collections::{BTreeMap, HashSet};
 
@@ -58,6 +58,15 @@ pub mod names {
     }
 }
 
+/// The outputs that training works on, by name.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ends<'a> {
+    /// The logits; the first float output by default.
+    pub logits: Option<&'a str>,
+    /// A loss that the model computes itself, one float, in the place of cross-entropy.
+    pub loss: Option<&'a str>,
+}
+
 /// A concretized graph with what training needs to know about it.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -65,32 +74,76 @@ pub struct Prepared {
     pub graph: Graph,
     /// The logits, [N, K].
     pub logits: ValueId,
+    /// The model's own loss.
+    pub loss: Option<OwnLoss>,
+}
+
+/// A loss that the model computes itself.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnLoss {
+    /// The loss, one float.
+    pub value: ValueId,
+    /// The model's input that takes the labels: the one of integers, one per sample, that the logits do not depend on.
+    pub labels: Option<ValueId>,
 }
 
 /// Concretizes an adapted graph and finds its logits.
 ///
 /// # Errors
-/// As [`concretize`] and [`find_logits`]; or parameters that are not f32.
-pub fn prepare(graph: &Graph, sizes: &Sizes, output: Option<&str>, run: &dyn Evaluator) -> Result<Prepared> {
+/// As [`concretize`] and [`find_logits`]; or a loss that the model does not have.
+pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator) -> Result<Prepared> {
     let mut graph = graph.clone();
     concretize(&mut graph, sizes, run)?;
-    let logits = find_logits(&graph, output)?;
+    let loss = ends.loss.map(|name| scalar_output(&graph, name)).transpose()?;
+    let all = graph.outputs.clone();
+    graph.outputs.retain(|v| Some(*v) != loss);
+    let logits = find_logits(&graph, ends.logits)?;
+    graph.outputs = all;
+    let loss = loss.map(|value| OwnLoss { value, labels: label_input(&graph, value, logits, sizes.batch) });
     let batch = graph.ty(logits)?.shape[0];
     if batch != sizes.batch {
         return Err(Error::new(format!("the logits of a batch of {} have {batch} rows", sizes.batch))
             .hint("export the model with a dynamic batch dimension"));
     }
-    Ok(Prepared { graph, logits })
+    Ok(Prepared { graph, logits, loss })
+}
+
+/// The graph's output `name`, which has one float.
+///
+/// # Errors
+/// When there is none, or it is something else.
+pub(super) fn scalar_output(graph: &Graph, name: &str) -> Result<ValueId> {
+    let names = || graph.outputs.iter().map(|v| graph[*v].name.as_str()).collect::<Vec<_>>().join(", ");
+    let v = graph.outputs.iter().copied().find(|v| graph[*v].name == *name).ok_or_else(|| {
+        Error::new(format!("the model has no output `{name}`")).hint(format!("its outputs are {}", names()))
+    })?;
+    let ty = graph.ty(v)?;
+    if ty.len() != 1 || !ty.dtype.is_float() {
+        return Err(Error::new(format!("output `{name}` is {ty}, but a loss is one float")));
+    }
+    Ok(v)
+}
+
+/// The input that takes the labels of a model's own loss.
+fn label_input(graph: &Graph, loss: ValueId, logits: ValueId, batch: usize) -> Option<ValueId> {
+    let (of_loss, of_logits) = (graph.upstream([loss]), graph.upstream([logits]));
+    let one_each = |v: &ValueId| {
+        let integers = |t: &Type| matches!(t.dtype, DType::I32 | DType::I64) && t.len() == batch;
+        of_loss.contains(v) && !of_logits.contains(v) && graph[*v].ty.as_ref().is_some_and(integers)
+    };
+    graph.inputs.iter().copied().find(one_each)
 }
 
 impl Prepared {
-    /// Name and type of the model's inputs.
+    /// Name and type of the inputs that data are fed to.
     ///
     /// # Errors
     /// A graph that is not concretized.
     pub fn inputs(&self) -> Result<Vec<(String, Type)>> {
         let graph = &self.graph;
-        graph.inputs.iter().map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect()
+        let labels = self.loss.and_then(|l| l.labels);
+        let data = graph.inputs.iter().filter(|v| Some(**v) != labels);
+        data.map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect()
     }
 }
 
@@ -162,10 +215,16 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     let logits = matrix(&mut graph, prepared.logits, classes);
     let labels = add_input(&mut graph, names::LABELS, Type::new(DType::I64, &[prepared_batch(prepared)?]));
     let phase = options.ascent.map(|_| add_input(&mut graph, names::PHASE, Type::new(DType::Bool, &[])));
-    let (loss, cotangent) = loss_and_cotangent(&mut graph, logits, labels, phase, options)?;
+    let (loss, seeds) = match prepared.loss {
+        Some(own) => own_loss_and_seeds(&mut graph, own, logits, labels, phase, options)?,
+        None => {
+            let (loss, cotangent) = loss_and_cotangent(&mut graph, logits, labels, phase, options)?;
+            (loss, vec![(logits, cotangent)])
+        }
+    };
     let correct = loss::correct(&mut Builder::new(&mut graph, "metrics"), logits, labels)?;
     let wrt = graph.params();
-    let gradients = differentiate(&mut graph, &[(logits, cotangent)], &wrt)?;
+    let gradients = differentiate(&mut graph, &seeds, &wrt)?;
     output(&mut graph, names::LOSS, loss);
     output(&mut graph, names::CORRECT, correct);
     let mut params = Vec::new();
@@ -231,6 +290,55 @@ fn loss_and_cotangent(
     let loss = b.select(phase, q, descent)?;
     let cotangent = b.select(phase, up, down)?;
     Ok((loss, cotangent))
+}
+
+/// The loss that `phase` selects when the model computes the descent's loss itself, and the cotangents that lead to its gradient.
+///
+/// The labels of the batch take the place of the model's own input for them. An ascent on cross-entropy is one on the model's own
+/// loss; a bound works on the logits.
+fn own_loss_and_seeds(
+    graph: &mut Graph,
+    own: OwnLoss,
+    logits: ValueId,
+    labels: ValueId,
+    phase: Option<ValueId>,
+    options: &StepOptions,
+) -> Result<(ValueId, Vec<(ValueId, ValueId)>)> {
+    if let Some(input) = own.labels {
+        take_labels(graph, input, labels)?;
+    }
+    let mut b = Builder::new(graph, "descent");
+    let descent = b.reshape(own.value, &[]);
+    let one = b.scalar_like(1.0, descent);
+    let (Some(ascent), Some(phase)) = (options.ascent.filter(|a| *a != Ascent::CrossEntropy), phase) else {
+        return Ok((descent, vec![(descent, one)]));
+    };
+    b.scope("ascent");
+    let one_hot = loss::one_hot(&mut b, logits, labels);
+    let q = ascent_loss(&mut b, ascent, logits, one_hot, options)?;
+    let up = gradient_at(graph, q, logits)?;
+    let mut b = Builder::new(graph, "phase");
+    let loss = b.select(phase, q, descent)?;
+    let (zero, none) = (b.scalar_like(0.0, up), b.scalar_like(0.0, one));
+    let (at_logits, at_loss) = (b.select(phase, up, zero)?, b.select(phase, none, one)?);
+    Ok((loss, vec![(logits, at_logits), (descent, at_loss)]))
+}
+
+/// Feeds `labels`, i64 `[N]`, to whatever reads the model's own label input, which is an input no more.
+fn take_labels(graph: &mut Graph, input: ValueId, labels: ValueId) -> Result<()> {
+    let Type { dtype, shape } = graph.ty(input)?.clone();
+    let before = graph.nodes.len();
+    let mut b = Builder::new(graph, "labels");
+    let given = b.cast(labels, dtype);
+    let given = b.reshape(given, &shape);
+    // Before everything that reads them.
+    let made = graph.nodes.len() - before;
+    graph.nodes.rotate_right(made);
+    let nodes = graph.nodes.iter_mut().skip(made).flat_map(|n| n.inputs.iter_mut().flatten());
+    nodes.filter(|v| **v == input).for_each(|v| *v = given);
+    graph.inputs.retain(|v| *v != input);
+    graph.set_source(input, Source::Constant(Tensor::full(dtype, &shape, 0.0)));
+    Ok(())
 }
 
 fn gradient_at(graph: &mut Graph, loss: ValueId, logits: ValueId) -> Result<ValueId> {
@@ -313,6 +421,11 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Resul
     let logits = matrix(&mut graph, prepared.logits, classes);
     output(&mut graph, names::LOGITS, logits);
     graph.remove_dead_nodes();
+    if let Some(labels) = prepared.loss.and_then(|l| l.labels) {
+        let unread = Tensor::full(graph.ty(labels)?.dtype, &graph.ty(labels)?.shape.clone(), 0.0);
+        graph.inputs.retain(|v| *v != labels);
+        graph.set_source(labels, Source::Constant(unread));
+    }
     graph.check_typed()?;
     Ok(graph)
 }

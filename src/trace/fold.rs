@@ -30,6 +30,9 @@ fn fold_shapes(graph: &mut Graph) -> Result<()> {
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { continue };
+        if !node.is("Shape") && !node.is("Size") {
+            continue;
+        }
         let shape = &graph.ty(x)?.shape;
         let tensor = if node.is("Shape") {
             let rank = shape.len() as i64;
@@ -41,10 +44,8 @@ fn fold_shapes(graph: &mut Graph) -> Result<()> {
             let (start, end) = (bound("start", 0) as usize, bound("end", rank) as usize);
             let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
             Tensor::ints(dims.get(start..end).unwrap_or_default())
-        } else if node.is("Size") {
-            Tensor::scalar(crate::ir::DType::I64, shape.iter().product::<usize>() as f64)
         } else {
-            continue;
+            Tensor::scalar(crate::ir::DType::I64, shape.iter().product::<usize>() as f64)
         };
         graph.nodes[i].outputs.clear();
         graph.set_source(y, Source::Constant(tensor));
@@ -63,7 +64,8 @@ fn drop_neutral_nodes(graph: &mut Graph) -> Result<()> {
             continue;
         }
         let layout = ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Cast"];
-        if layout.iter().any(|op| node.is(op)) && graph.ty(x)? == graph.ty(y)? {
+        let same = graph[x].ty.is_some() && graph[x].ty == graph[y].ty;
+        if layout.iter().any(|op| node.is(op)) && same {
             graph.nodes[i].outputs.clear();
             graph.replace(y, x);
         }

@@ -4,6 +4,7 @@
 //! exposed; a dimension that differs follows the batch linearly, so no large activation is ever held. Afterwards `Shape` is a
 //! constant, and whatever depends on constants alone is folded by running it.
 
+mod control;
 mod fold;
 
 use crate::error::{Error, Result};
@@ -52,17 +53,27 @@ const TRACED: [usize; 2] = [2, 3];
 pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<()> {
     let targets = input_shapes(graph, sizes)?;
     let batch = sizes.batch;
-    // A batch no larger than the traced ones is traced itself.
-    let types = if batch <= TRACED[1] {
-        trace(graph, &targets, run)?
-    } else {
-        // A file may hold its batch size in constants that fit no other: then only that batch itself runs.
-        small_batches(graph, &targets, batch, run).or_else(|_| trace(graph, &targets, run))?
-    };
-    for (v, ty) in types {
-        graph[v].ty = Some(ty);
+    loop {
+        // A batch no larger than the traced ones is traced itself.
+        let types = if batch <= TRACED[1] {
+            trace(graph, &targets, run)?
+        } else {
+            // A file may hold its batch size in constants that fit no other: then only that batch itself runs.
+            small_batches(graph, &targets, batch, run).or_else(|_| trace(graph, &targets, run))?
+        };
+        let mut folded = graph.clone();
+        for (v, ty) in types {
+            folded[v].ty = Some(ty);
+        }
+        fold::fold(&mut folded, run)?;
+        // Constants at this batch size say how control flow goes; the graph itself still serves any batch size.
+        if !control::resolve(graph, &folded)? {
+            *graph = folded;
+            break;
+        }
+        graph.remove_dead_nodes();
     }
-    fold::fold(graph, run)?;
+    control::unresolved(graph)?;
     graph.check_typed()
 }
 
@@ -129,7 +140,9 @@ fn trace(
             exposed[*v].ty = Some(Type::new(*dtype, shape));
         }
     }
-    exposed.outputs = exposed.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
+    let lists = control::sequences(graph);
+    let made = exposed.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied());
+    exposed.outputs = made.filter(|v| !lists.contains(v)).collect();
     let mut types: BTreeMap<ValueId, Type> = BTreeMap::new();
     let mut inputs = Vec::new();
     for v in &exposed.inputs {

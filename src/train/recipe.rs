@@ -5,7 +5,7 @@ use crate::adapt::Selection;
 use crate::data::{Augment, Normalization};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
-use crate::step::StepOptions;
+use crate::step::{Ends, StepOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,8 @@ pub struct Recipe {
     /// The output that holds the logits; the first float one by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// `cross-entropy`, or a scalar output of the model that is its own loss.
+    pub loss: String,
     /// A new head for this many classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
@@ -84,6 +86,7 @@ impl Default for Recipe {
             checkpoint_every: 0,
             log_every: 10,
             output: None,
+            loss: CROSS_ENTROPY.into(),
             num_classes: None,
             step: StepOptions::default(),
             parameters: Selection::default(),
@@ -92,7 +95,16 @@ impl Default for Recipe {
     }
 }
 
+/// The loss that is not the model's own.
+const CROSS_ENTROPY: &str = "cross-entropy";
+
 impl Recipe {
+    /// The outputs that training works on.
+    pub fn ends(&self) -> Ends<'_> {
+        let own = self.loss != CROSS_ENTROPY;
+        Ends { logits: self.output.as_deref(), loss: own.then_some(self.loss.as_str()) }
+    }
+
     /// Reads a recipe.
     ///
     /// # Errors

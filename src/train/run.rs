@@ -15,7 +15,7 @@ use crate::export::export;
 use crate::ir::{Graph, Tensor, Type};
 use crate::onnx::{Model, import, save};
 use crate::step::stages::evaluation_stage;
-use crate::step::{Stages, build, prepare};
+use crate::step::{Ends, Stages, build, prepare};
 use crate::trace::Sizes;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -120,8 +120,8 @@ pub fn train(
     }
     let untied = untie(&mut graph, &model);
     freeze(&mut graph, &recipe.parameters)?;
-    let prepared = prepare(&graph, &Sizes::batch(recipe.batch_size), recipe.output.as_deref(), engine)
-        .map_err(|e| e.in_file(&model.path))?;
+    let prepared =
+        prepare(&graph, &Sizes::batch(recipe.batch_size), recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
     let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
     let data = Data::open(recipe, &stages, observer)?;
     let mut recipe = recipe.clone();
@@ -129,7 +129,7 @@ pub fn train(
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
     if let Some(rest) = data.rest {
-        let prepared = prepare(&graph, &Sizes::batch(rest), recipe.output.as_deref(), engine)?;
+        let prepared = prepare(&graph, &Sizes::batch(rest), recipe.ends(), engine)?;
         program.add_batch_size(&build(&prepared, &recipe.step)?)?;
     }
     let mut evaluation = program.evaluation(&stages)?;
@@ -428,7 +428,7 @@ pub fn evaluate_model(
     batch_size: usize,
     note: &mut dyn FnMut(&str),
 ) -> Result<(f64, f64, usize)> {
-    let prepared = prepare(graph, &Sizes::batch(batch_size), None, engine)?;
+    let prepared = prepare(graph, &Sizes::batch(batch_size), Ends::default(), engine)?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let spec: Spec = data.parse()?;

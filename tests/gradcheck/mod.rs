@@ -19,6 +19,7 @@ mod rows_linalg;
 mod rows_loss;
 mod rows_norm;
 mod rows_pool;
+mod rows_recurrent;
 mod rows_reduce;
 mod rows_spectral;
 mod runtime;
@@ -449,6 +450,7 @@ fn all_rows() -> Vec<Row> {
         rows_pool::rows(),
         rows_norm::rows(),
         rows_loss::rows(),
+        rows_recurrent::rows(),
         rows_image::rows(),
         rows_spectral::rows(),
     ]

@@ -1,7 +1,8 @@
 //! The float type of a graph.
 
-use crate::ir::{Attr, DType, Graph, Source, Tensor, ValueId};
+use super::{Attr, Body, DType, Graph, Source, Tensor, ValueId};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Attributes that hold a type, by operator.
 const TYPES: &[(&str, &str)] = &[
@@ -59,16 +60,20 @@ pub fn set_float_type(graph: &mut Graph, from: &[DType], to: DType) {
             }
         }
         for attr in node.attrs.values_mut() {
-            if let Attr::Tensor(t) = attr
-                && let Some(converted) = convert(t)
-            {
-                *t = converted;
+            match attr {
+                Attr::Tensor(t) => *t = convert(t).unwrap_or_else(|| t.clone()),
+                Attr::Graph(body) => {
+                    let mut inner = body.graph.clone();
+                    set_float_type(&mut inner, from, to);
+                    *body = Arc::new(Body { graph: inner, captured: body.captured });
+                }
+                _ => {}
             }
         }
         // What makes a float by default makes it explicitly now.
         let default = match node.op.as_str() {
             "ConstantOfShape" => ("value", Attr::Tensor(Tensor::full(to, &[1], 0.0))),
-            "RandomNormal" | "RandomUniform" => ("dtype", Attr::Int(i64::from(to.onnx()))),
+            "RandomNormal" | "RandomUniform" | "SequenceEmpty" => ("dtype", Attr::Int(i64::from(to.onnx()))),
             _ => continue,
         };
         if from.contains(&DType::F32) {

@@ -1,0 +1,91 @@
+//! Control flow and lists of tensors in a file: gone from the concretized graph, which computes the same and has the right gradient.
+
+use crate::common::{engine, repo};
+use bisam::Result;
+use bisam::autodiff::differentiate;
+use bisam::ir::{Declared, Graph, Source, Tensor, ValueId};
+use bisam::onnx::{Weights, emit, import};
+use bisam::trace::{Evaluator, Sizes, concretize};
+use onnx_protobuf::Message;
+
+fn run(graph: &Graph, fed: &[(ValueId, Tensor)]) -> Result<Vec<Tensor>> {
+    let bytes = emit(graph, Weights::Initializers).write_to_bytes().expect("encodes");
+    let fed: Vec<(&str, &Tensor)> = fed.iter().map(|(v, t)| (graph[*v].name.as_str(), t)).collect();
+    engine().evaluate(&bytes, &fed)
+}
+
+fn concretized(name: &str, batch: usize) -> Result<(Graph, Graph)> {
+    let model = import(repo(&format!("tests/control/{name}.onnx")))?;
+    let mut graph = model.graph.clone();
+    concretize(&mut graph, &Sizes::batch(batch), &engine())?;
+    Ok((model.graph, graph))
+}
+
+/// Concretizes a model for two batch sizes and compares outputs, and a directional derivative with differences.
+fn resolves(name: &str) -> Result<()> {
+    for batch in [2, 5] {
+        let (given, graph) = concretized(name, batch)?;
+        let control = |n: &&bisam::ir::Node| n.bodies().next().is_some() || n.op.contains("Sequence");
+        assert!(graph.nodes.iter().find(control).is_none(), "{name}: {graph}");
+        let (x, y) = (graph.inputs[0], graph.outputs[0]);
+        let ty = graph.ty(x)?.clone();
+        let wave = |n: usize, f: f64| (0..n).map(|i| (i as f64 * f + 0.3).sin()).collect::<Vec<_>>();
+        let (base, direction) = (wave(ty.len(), 0.7), wave(ty.len(), 1.3));
+        let at = |h: f64| {
+            let moved: Vec<f64> = base.iter().zip(&direction).map(|(x, v)| x + h * v).collect();
+            Tensor::from_f64(ty.dtype, &ty.shape, &moved)
+        };
+        let (before, after) = (run(&given, &[(given.inputs[0], at(0.0))])?, run(&graph, &[(x, at(0.0))])?);
+        assert_eq!(before[0].ty(), after[0].ty());
+        assert!(before[0].to_f64().iter().zip(after[0].to_f64()).all(|(a, b)| (a - b).abs() < 1e-5), "{name}: {graph}");
+        let mut backward = graph.clone();
+        let out = graph.ty(y)?.clone();
+        let weights = Tensor::from_f64(out.dtype, &out.shape, &wave(out.len(), 2.1));
+        let seed = Source::Input(Declared { dtype: out.dtype, dims: None });
+        let seed = backward.add_value("u", Some(out.clone()), seed);
+        backward.inputs.push(seed);
+        let dx = differentiate(&mut backward, &[(y, seed)], &[x])?[0].expect("has a path");
+        backward.outputs = vec![dx];
+        backward.remove_dead_nodes();
+        let dx = run(&backward, &[(x, at(0.0)), (seed, weights.clone())])?[0].to_f64();
+        let analytic: f64 = dx.iter().zip(&direction).map(|(g, v)| g * v).sum();
+        let weighted = |h: f64| -> Result<f64> {
+            let y = run(&given, &[(given.inputs[0], at(h))])?[0].to_f64();
+            Ok(y.iter().zip(weights.to_f64()).map(|(y, u)| y * u).sum())
+        };
+        let numeric = (weighted(1e-2)? - weighted(-1e-2)?) / 2e-2;
+        assert!((analytic - numeric).abs() < 5e-3 * (1.0 + numeric.abs()), "{name}: {analytic} and {numeric}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_branch_that_shapes_decide_is_taken() -> Result<()> {
+    resolves("branch")
+}
+
+#[test]
+fn a_loop_of_known_length_is_unrolled() -> Result<()> {
+    resolves("loop")
+}
+
+#[test]
+fn a_scan_is_unrolled() -> Result<()> {
+    resolves("scan")
+}
+
+#[test]
+fn lists_of_tensors_fold_away() -> Result<()> {
+    resolves("lists")
+}
+
+#[test]
+fn a_branch_that_data_decide_is_refused_with_the_reason() -> Result<()> {
+    let (_, mut graph) = concretized("unknown", 2)?;
+    let (x, y) = (graph.inputs[0], graph.outputs[0]);
+    let seed =
+        graph.add_value("u", graph[y].ty.clone(), Source::Constant(Tensor::full(bisam::ir::DType::F32, &[2, 4], 1.0)));
+    let e = differentiate(&mut graph, &[(y, seed)], &[x]).expect_err("is refused");
+    assert!(e.to_string().contains("condition depends on data"), "{e}");
+    Ok(())
+}
