@@ -402,7 +402,7 @@ NETWORKS = {
     "dla46_c": timm_("dla46_c", 64),
     "hrnet_w18_small": timm_("hrnet_w18_small", 64),
     "ese_vovnet19b_slim_dw": timm_("ese_vovnet19b_slim_dw", 64),
-    "ghostnet_050": timm_("ghostnet_050", 32),
+    "ghostnet_050": timm_("ghostnet_050", 64),
     "ghostnetv2_100": timm_("ghostnetv2_100", 64),
     "mixnet_s": timm_("mixnet_s", 32),
     "lcnet_035": timm_("lcnet_035", 32),
