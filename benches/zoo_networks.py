@@ -83,9 +83,14 @@ def vision(name, size=64, **options):
     return Network("torchvision", build, image(size))
 
 
-def timm_(name, size=64, **options):
-    """A timm classifier."""
-    return Network("timm", lambda: timm.create_model(name, num_classes=CLASSES, **options), image(size))
+def timm_(name, size=64, fused=True, **options):
+    """A timm classifier; one that is not `fused` writes its attention out, where the TorchScript exporter cannot."""
+
+    def build():
+        timm.layers.set_fused_attn(fused)
+        return timm.create_model(name, num_classes=CLASSES, **options)
+
+    return Network("timm", build, image(size))
 
 
 def text(kind, length=16, mask=True, padded=True, head="ForSequenceClassification", **options):
@@ -222,7 +227,6 @@ NETWORKS = {
     "prototypes": own(plain.Prototypes, 12),
     "pixel_shuffle": own(plain.PixelShuffle, 3, 12, 12),
     "tied": own(plain.Tied, 16),
-    "spectral": own(plain.Spectral, 4, 16),
     "ensemble": own(plain.Ensemble, 20),
     # transformers, text
     "bert": text("Bert", **BERT, **STILL),
@@ -370,10 +374,10 @@ NETWORKS = {
     "tnt": timm_("tnt_s_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads_outer=4),
     "nest_tiny": timm_class("nest.Nest", 64, img_size=64, embed_dims=(24, 48, 96), num_heads=(1, 2, 4), depths=(1, 1, 2)),
     "beit": timm_("beit_base_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
-    "eva02_tiny": timm_("eva02_tiny_patch14_224", 56, img_size=56, depth=2),
+    "eva02_tiny": timm_("eva02_tiny_patch14_224", 56, False, img_size=56, depth=2),
     "vit_relpos": timm_("vit_relpos_small_patch16_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
     "vit_siglip": timm_("vit_base_patch16_siglip_224", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
-    "vit_dinov3": timm_("vit_small_patch16_dinov3", 64, img_size=64, depth=2, embed_dim=96, num_heads=3),
+    "vit_dinov3": timm_("vit_small_patch16_dinov3", 64, False, img_size=64, depth=2, embed_dim=96, num_heads=3),
     "vit_r_hybrid": timm_("vit_tiny_r_s16_p8_224", 64, img_size=64, depth=2),
     "swinv2_cr": timm_("swinv2_cr_tiny_224", 64, img_size=64, depths=(1, 1, 1, 1), embed_dim=24, window_size=(2, 2)),
     "volo": timm_class("volo.VOLO", 64, layers=(1, 1, 1, 1), img_size=64, embed_dims=(48, 96, 96, 96), num_heads=(2, 4, 4, 4)),

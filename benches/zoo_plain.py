@@ -358,19 +358,6 @@ class Tied(nn.Module):
         return self.head(F.linear(x, self.layer.weight.t()))
 
 
-class Spectral(nn.Module):
-    """Convolutions with spectral normalization and a GLU, averaged over positions."""
-
-    def __init__(self):
-        super().__init__()
-        norm = nn.utils.parametrizations.spectral_norm
-        self.first, self.second = norm(nn.Conv1d(4, 16, 3, padding=1)), norm(nn.Conv1d(8, 16, 3, padding=1))
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        return self.head(F.glu(self.second(F.glu(self.first(x), 1)), 1).mean(2))
-
-
 class Ensemble(nn.Module):
     """Two networks whose log-probabilities are averaged."""
 
