@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench conformance packages clean
+.PHONY: help setup build test demo check bench conformance packages zoo clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo    train a small network on a slice of Fashion-MNIST"
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
+	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
 	@echo "make packages     check and fine-tune models that Python packages carry"
 	@echo "make clean   remove what was built and fetched"
@@ -41,6 +42,9 @@ check: setup
 bench: setup build
 	$(PYTHON) benches/run.py
 
+zoo: setup build
+	$(PYTHON) benches/zoo.py --bisam $(BISAM)
+
 conformance: setup
 	$(PYTHON) scripts/fetch_conformance.py
 	$(CARGO) test --locked --test main conformance -- --ignored --nocapture
@@ -50,4 +54,4 @@ packages: setup build
 
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime .conformance .packages runs
+	rm -rf .onnxruntime .conformance .packages .zoo runs

@@ -19,4 +19,5 @@ mod optimized;
 mod replay;
 mod roundtrip;
 mod snapshot;
+mod trace;
 mod train;

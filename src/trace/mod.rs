@@ -63,25 +63,13 @@ const TRACED: [usize; 2] = [2, 3];
 pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<()> {
     let targets = input_shapes(graph, sizes)?;
     let batch = sizes.batch;
-    let small = |shapes: &BTreeMap<ValueId, Vec<usize>>, n: usize| -> BTreeMap<ValueId, Vec<usize>> {
-        let shrink = |(v, s): (&ValueId, &Vec<usize>)| {
-            let mut s = s.clone();
-            if let Some(first) = s.first_mut().filter(|d| **d == batch) {
-                *first = n;
-            }
-            (*v, s)
-        };
-        shapes.iter().map(shrink).collect()
-    };
-    let [a, b] = TRACED;
     loop {
         // A batch no larger than the traced ones is traced itself.
-        let types = if batch <= b {
+        let types = if batch <= TRACED[1] {
             trace(graph, &targets, run)?
         } else {
-            let low = trace(graph, &small(&targets, a), run)?;
-            let high = trace(graph, &small(&targets, b), run)?;
-            extrapolate(graph, &low, &high, batch)?
+            // A file may hold its batch size in constants that fit no other: then only that batch itself runs.
+            small_batches(graph, &targets, batch, run).or_else(|_| trace(graph, &targets, run))?
         };
         let mut folded = graph.clone();
         for (v, ty) in types {
@@ -97,6 +85,28 @@ pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Resu
     }
     control::unresolved(graph)?;
     graph.check_typed()
+}
+
+/// Types at `batch`, where the inputs have the shapes `targets`, from runs at the two traced batch sizes.
+fn small_batches(
+    graph: &Graph,
+    targets: &BTreeMap<ValueId, Vec<usize>>,
+    batch: usize,
+    run: &dyn Evaluator,
+) -> Result<BTreeMap<ValueId, Type>> {
+    let at = |n: usize| -> BTreeMap<ValueId, Vec<usize>> {
+        let shrink = |(v, s): (&ValueId, &Vec<usize>)| {
+            let mut s = s.clone();
+            if let Some(first) = s.first_mut().filter(|d| **d == batch) {
+                *first = n;
+            }
+            (*v, s)
+        };
+        targets.iter().map(shrink).collect()
+    };
+    let low = trace(graph, &at(TRACED[0]), run)?;
+    let high = trace(graph, &at(TRACED[1]), run)?;
+    extrapolate(graph, &low, &high, batch)
 }
 
 /// Shape of every input at the wanted sizes.
