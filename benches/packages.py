@@ -104,7 +104,7 @@ def check(binary, package, model, classes, data, arguments):
     arrays = {name or first: values for name, values in arrays.items()}
     np.savez(folder / "data.npz", labels=labels, **arrays)
     logits = arguments[:2] if arguments[0] == "--logits" else []
-    checked, check_seconds = run(binary, "gradcheck", path, "--batch", 2, "--directions", 1, "--json", *logits)
+    checked, check_seconds = run(binary, "gradcheck", path, "--batch", 2, "--parameters", 16, "--directions", 1, "--json", *logits)
     out = folder / f"run-{time.time_ns()}"
     options = ["--optimizer", "bisam", "--lr", 0.01, "--steps", 40, "--valid", 0, "--log-every", 1, *arguments]
     trained, train_seconds = run(binary, "train", path, "--data", f"npz:{folder / 'data.npz'}", "-o", out, *options)

@@ -30,6 +30,9 @@ pub struct Args {
     /// The output that holds the logits; the first float one by default.
     #[arg(long)]
     logits: Option<String>,
+    /// Check only this many parameters, spread over the model.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    parameters: Option<usize>,
     /// Random directions for each parameter.
     #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     directions: usize,
@@ -65,7 +68,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         graph.outputs.swap(0, at);
     }
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
-    let check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
+    let mut check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
+    if let Some(n) = args.parameters {
+        let every = check.parameters.len().div_ceil(n).max(1);
+        check.parameters = check.parameters.into_iter().step_by(every).collect();
+    }
     let (mut gradient, mut logits) = (engine.compile(&check.gradient)?, engine.compile(&check.logits)?);
     let rows =
         check.rows(&mut |f| gradient.run(f), &mut |f| logits.run(f), args.directions, args.tolerance, args.seed)?;

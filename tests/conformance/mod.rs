@@ -19,6 +19,9 @@ fn cases(filter: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&folder).expect("run `make conformance`, which fetches the cases");
         all.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("model.onnx").is_file()));
     }
+    // Whole networks, a file each, without recorded inputs.
+    let light = std::fs::read_dir(repo(".conformance/light")).expect("is fetched with the others");
+    all.extend(light.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
     all.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().contains(filter)));
     all.sort();
     all
