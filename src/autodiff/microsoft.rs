@@ -58,7 +58,7 @@ pub fn fused_conv(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     let mut list = c.attrs.all().clone();
     list.retain(|name, _| !name.starts_with("activation"));
     let ty = b.ty(c.y(0)?);
-    let mut y = b.raw("", "Conv", &c.node.inputs[..c.node.inputs.len().min(3)], list, &[ty.clone()])[0];
+    let mut y = b.raw("", "Conv", &c.node.inputs[..c.node.inputs.len().min(3)], list, std::slice::from_ref(&ty))[0];
     if let Some(more) = c.opt(3) {
         y = b.add(y, more)?;
     }
