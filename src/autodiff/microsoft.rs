@@ -58,7 +58,7 @@ pub fn fused_conv(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     let mut list = c.attrs.all().clone();
     list.retain(|name, _| !name.starts_with("activation"));
     let ty = b.ty(c.y(0)?);
-    let mut y = b.raw("", "Conv", &c.node.inputs[..c.node.inputs.len().min(3)], list, &[ty.clone()])[0];
+    let mut y = b.raw("", "Conv", &c.node.inputs[..c.node.inputs.len().min(3)], list, std::slice::from_ref(&ty))[0];
     if let Some(more) = c.opt(3) {
         y = b.add(y, more)?;
     }
@@ -268,9 +268,10 @@ pub fn multi_head_attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
 
 /// Causal attention (without `causal`, to every key) of Q to K and V, each of whose heads serves several of Q: written out;
 /// `do_rotary` turns queries and keys, `local_window_size`, `softcap`, `attention_bias` as named, `head_sink` and `smooth_softmax` add
-/// a score that no value has; the outputs are Y, K and V; com.microsoft GroupQueryAttention-1.
+/// a score that no value has, keys after the one that `seqlens_k` names as last are hidden; the outputs are Y, K and V; com.microsoft
+/// GroupQueryAttention-1.
 ///
-/// Only whole sequences without a past: `seqlens_k` is not read, and what the runtime gives for the padding behind a sequence differs.
+/// Refused with a past, of which a classifier has none.
 pub fn group_query_attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     for (i, what) in [(3, "a past"), (9, "`position_ids`"), (12, "a quantized cache"), (14, "normalized queries")] {
         if c.opt(i).is_some() {
@@ -315,6 +316,15 @@ pub fn group_query_attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     let keys = b.shape(k)[2];
     if c.attrs.flag("causal", true)? {
         how.causal(b, length, keys, 0, window)?;
+    }
+    let ends = c.x(5)?;
+    let whole = b.graph.constant(ends).and_then(Tensor::uniform) == Some(keys as f64 - 1.0);
+    if !whole {
+        let times = b.ints(&(0..keys as i64).collect::<Vec<_>>());
+        let (ends, batch) = (b.cast(ends, DType::I64), b.len(ends));
+        let ends = b.reshape(ends, &[batch, 1, 1, 1]);
+        let there = b.binary("LessOrEqual", times, ends)?;
+        how.allow(b, there)?;
     }
     if let Some(bias) = c.opt(10) {
         how.add(b, bias)?;

@@ -155,17 +155,15 @@ fn attentions() -> Vec<Row> {
         let row = ms("MultiHeadAttention", note).x(&[2, 3, 4]).x(&[2, 5, 4]).x(&[2, 5, 6]);
         row.int("num_heads", 2)
     };
-    let group = |note: &str| {
+    let keys = |note: &str| {
         let row = ms("GroupQueryAttention", note).x_in(&[2, 4, 64], small.clone()).x_in(&[2, 4, 32], small.clone());
-        row.x(&[2, 4, 32])
-            .absent()
-            .absent()
-            .constant(i32s(&[2], &[3, 3]))
-            .constant(i32s(&[], &[4]))
-            .int("num_heads", 4)
-            .int("kv_num_heads", 2)
-            .outputs(&[true, false, false])
+        row.x(&[2, 4, 32]).absent().absent()
     };
+    let grouped = |row: Row| {
+        row.constant(i32s(&[], &[4])).int("num_heads", 4).int("kv_num_heads", 2).outputs(&[true, false, false])
+    };
+    let group = |note: &str| grouped(keys(note).constant(i32s(&[2], &[3, 3])));
+    let padded = |note: &str| grouped(keys(note).at_run_time(i32s(&[2], &[1, 3])));
     let rotary = |note: &str| ms("RotaryEmbedding", note);
     let steps = i32s(&[2, 3, 3], &[1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 0, 1, 1, 1]);
     let wide = i32s(&[2, 5], &[1, 1, 1, 1, 0, 1, 0, 1, 1, 1]);
@@ -227,6 +225,8 @@ fn attentions() -> Vec<Row> {
         group("cache").outputs(&[true, true, true]),
         group("softcap, scale, window").float("softcap", 1.5).float("scale", 0.3).int("local_window_size", 2),
         group("not causal").int("causal", 0),
+        padded("padded"),
+        padded("padded, not causal").int("causal", 0),
         group("smooth").int("smooth_softmax", 1),
         group("sink").absent().absent().absent().absent().x(&[4]),
         group("bias of the scores").absent().absent().absent().x(&[1, 4, 4, 4]),
