@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench zoo conformance clean
+.PHONY: help setup build test demo check bench conformance packages zoo clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   measure against peers"
 	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
+	@echo "make packages     check and fine-tune models that Python packages carry"
 	@echo "make clean   remove what was built and fetched"
 
 setup:
@@ -48,6 +49,9 @@ conformance: setup
 	$(PYTHON) scripts/fetch_conformance.py
 	$(CARGO) test --locked --test main conformance -- --ignored --nocapture
 
+packages: setup build
+	$(PYTHON) benches/packages.py
+
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime .conformance .zoo runs
+	rm -rf .onnxruntime .conformance .packages .zoo runs

@@ -15,6 +15,7 @@ mod inspect;
 mod kernels;
 mod layers;
 mod models;
+mod optimized;
 mod replay;
 mod roundtrip;
 mod snapshot;

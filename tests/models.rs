@@ -8,6 +8,7 @@ use bisam::step::gradient::{Objective, gradient, with_all_initializers};
 use bisam::trace::Sizes;
 use onnx_protobuf::Message;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Largest error of a parameter's gradient, relative to its norm.
 const TOLERANCE: f64 = 1e-4;
@@ -17,7 +18,12 @@ const FLOOR: f64 = 1e-3;
 
 /// The gradients of `models/NAME.onnx` in `mode`, by initializer, with loss and logits.
 pub fn gradients(name: &str, mode: Mode, reference: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
+    gradients_of(&repo(&format!("models/{name}.onnx")), mode, reference)
+}
+
+/// The same of any file.
+pub fn gradients_of(file: &Path, mode: Mode, reference: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let model = import(file).expect("imports");
     let graph = with_all_initializers(&model);
     let shapes: BTreeMap<String, Vec<usize>> =
         graph.inputs.iter().map(|v| (graph[*v].name.clone(), reference[&graph[*v].name].shape().to_vec())).collect();

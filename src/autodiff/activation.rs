@@ -179,9 +179,14 @@ pub fn shrink(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 ///
 /// With `approximate = "tanh"`, Y = X(1 + T)/2, T = tanh(√(2/π)(X + 0.044715X³)), X̄ = Ȳ·((1 + T)/2 + X(1 − T²)/2·√(2/π)(1 + 0.134145X²)).
 pub fn gelu(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let x = c.x(0)?;
+    let slope = gelu_slope(b, c.x(0)?, c.attrs.str("approximate", "none")?)?;
+    times(b, c, slope)
+}
+
+/// The slope of the Gelu at `x`.
+pub(super) fn gelu_slope(b: &mut Builder<'_>, x: ValueId, approximate: &str) -> Result<ValueId> {
     let square = b.square(x)?;
-    let (cumulative, density) = match c.attrs.str("approximate", "none")? {
+    let (cumulative, density) = match approximate {
         "none" => {
             let scaled = b.scale(x, FRAC_1_SQRT_2)?;
             let erf = b.unary("Erf", scaled);
@@ -205,8 +210,7 @@ pub fn gelu(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         other => crate::bail!("approximate = `{other}` is not known"),
     };
     let bend = b.mul(x, density)?;
-    let slope = b.add(cumulative, bend)?;
-    times(b, c, slope)
+    b.add(cumulative, bend)
 }
 
 /// (1 + v)/2.
@@ -231,7 +235,12 @@ pub fn mish(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 
 /// Y = X·S, S = σ(αX): X̄ = Ȳ·(S + αY(1 − S)); ONNX Swish-24.
 pub fn swish(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let alpha = f64::from(c.attrs.float("alpha", 1.0)?);
+    let alpha = c.attrs.float("alpha", 1.0)?;
+    swish_of(b, c, f64::from(alpha))
+}
+
+/// The rule of X·σ(αX).
+pub(super) fn swish_of(b: &mut Builder<'_>, c: &Call<'_>, alpha: f64) -> Cotangents {
     let scaled = b.scale(c.x(0)?, alpha)?;
     let s = b.unary("Sigmoid", scaled);
     let rest = b.one_minus(s)?;
@@ -239,6 +248,43 @@ pub fn swish(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let bend = b.scale(bend, alpha)?;
     let slope = b.add(s, bend)?;
     times(b, c, slope)
+}
+
+/// The activation that another operator names: `name` in any case, with the parameters α, β, γ it has.
+pub(super) fn named(b: &mut Builder<'_>, name: &str, [alpha, beta, gamma]: [f32; 3], x: ValueId) -> Result<ValueId> {
+    let (a, shift) = (f64::from(alpha), f64::from(beta));
+    let (op, parameters): (&str, &[(&str, f32)]) = match name.to_lowercase().as_str() {
+        "relu" => ("Relu", &[]),
+        "tanh" => ("Tanh", &[]),
+        "sigmoid" => ("Sigmoid", &[]),
+        "softsign" => ("Softsign", &[]),
+        "softplus" => ("Softplus", &[]),
+        "hardswish" => ("HardSwish", &[]),
+        "leakyrelu" => ("LeakyRelu", &[("alpha", alpha)]),
+        "thresholdedrelu" => ("ThresholdedRelu", &[("alpha", alpha)]),
+        "elu" => ("Elu", &[("alpha", alpha)]),
+        "celu" => ("Celu", &[("alpha", alpha)]),
+        "hardsigmoid" => ("HardSigmoid", &[("alpha", alpha), ("beta", beta)]),
+        "selu" => ("Selu", &[("alpha", alpha), ("gamma", gamma)]),
+        "affine" => {
+            let x = b.scale(x, a)?;
+            return b.offset(x, shift);
+        }
+        "scaledtanh" => {
+            let x = b.scale(x, shift)?;
+            let y = b.unary("Tanh", x);
+            return b.scale(y, a);
+        }
+        "parametricsoftplus" => {
+            let x = b.scale(x, shift)?;
+            let y = b.unary("Softplus", x);
+            return b.scale(y, a);
+        }
+        _ => crate::bail!("the activation `{name}` is not known"),
+    };
+    let list: Attrs = parameters.iter().map(|(k, v)| ((*k).to_owned(), Attr::Float(*v))).collect();
+    let ty = b.ty(x);
+    Ok(b.op(op, &[x], list, ty))
 }
 
 /// Y = softmax X along `axis`: X̄ = Y·(Ȳ − Σ Ȳ·Y); ONNX Softmax-13.

@@ -368,27 +368,41 @@ fn over(b: &mut Builder<'_>, c: &Call<'_>, divisor: ValueId) -> Cotangents {
     Ok(vec![Some(b.div(c.dy()?, divisor)?)])
 }
 
-/// Y = (X − z)·s with integers X and z: written out, so that s has a gradient; s and z are scalars or vectors along `axis`; ONNX
+/// Y = (X − z)·s with integers X and z: written out, so that s has a gradient; s and z are scalars, vectors along `axis` or blocks; ONNX
 /// DequantizeLinear-21.
 pub fn dequantize(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     let (x, scale) = (c.x(0)?, c.x(1)?);
     c.attrs.ignore(&["output_dtype"]);
-    if c.attrs.int("block_size", 0)? != 0 {
-        crate::bail!("the gradient with a `block_size` is not supported");
-    }
+    let block = c.attrs.int("block_size", 0)?.max(0) as usize;
     let axis = c.attrs.int("axis", 1)?;
-    let mut wide = vec![1; b.rank(x)];
-    if b.len(scale) > 1 {
+    let shape = b.shape(x).to_vec();
+    let (mut wide, per_axis) = (vec![1; shape.len()], b.rank(scale) == 1);
+    if per_axis && b.len(scale) > 1 {
         wide[b.axis(x, axis)?] = b.len(scale);
     }
+    // A scale per axis, or one for every `block` elements along it.
+    let spread = |b: &mut Builder<'_>, v: ValueId| -> Result<ValueId> {
+        if block == 0 || b.rank(v) != shape.len() {
+            return Ok(b.reshape(v, &wide));
+        }
+        let axis = b.axis(x, axis)?;
+        let (mut thin, mut full) = (b.shape(v).to_vec(), b.shape(v).to_vec());
+        thin.insert(axis + 1, 1);
+        full.insert(axis + 1, block);
+        let v = b.reshape(v, &thin);
+        let v = b.expand(v, &full);
+        full[axis] *= full.remove(axis + 1);
+        let v = b.reshape(v, &full);
+        Ok(b.shift(v, axis, 0, shape[axis]))
+    };
     let dtype = b.dtype(scale);
     let mut y = b.cast(x, dtype);
     if let Some(zero) = c.opt(2) {
         let zero = b.cast(zero, dtype);
-        let zero = b.reshape(zero, &wide);
+        let zero = spread(b, zero)?;
         y = b.sub(y, zero)?;
     }
-    let scale = b.reshape(scale, &wide);
+    let scale = spread(b, scale)?;
     let y = b.mul(y, scale)?;
     let dtype = b.dtype(c.y(0)?);
     Ok(vec![Some(b.cast(y, dtype))])

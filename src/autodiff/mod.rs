@@ -6,6 +6,7 @@
 //! table or the rule does not know.
 
 mod activation;
+mod attention;
 mod conv;
 mod elementwise;
 mod fuse;
@@ -14,6 +15,7 @@ mod layout;
 mod linalg;
 mod loss;
 mod lower;
+mod microsoft;
 mod norm;
 mod pool;
 mod recurrent;

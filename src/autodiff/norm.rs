@@ -323,6 +323,11 @@ pub fn rms_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     trailing(b, c, false)
 }
 
+/// As RMSNormalization, which it was called before; ONNX Runtime SimplifiedLayerNormalization-1.
+pub fn simplified_layer_normalization(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    trailing(b, c, false)
+}
+
 fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
     let (x, gain) = (c.x(0)?, c.x(1)?);
     // The precision inside the forward kernel; the gradient is computed in the type of X.

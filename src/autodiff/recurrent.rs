@@ -4,7 +4,7 @@
 //! the state (two in a GRU that resets before the product). Gates that share an activation are computed together, and biases are
 //! added to the rows of all steps at once, so that their gradient is one sum.
 
-use super::{Call, Lowered};
+use super::{Call, Lowered, activation};
 use crate::builder::{Builder, attrs};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Tensor, Type, ValueId};
@@ -265,7 +265,7 @@ where
             hidden,
         };
         let mut state: Vec<Option<ValueId>> =
-            (0..states).map(|i| c.opt(5 + i).map(|v| own(b, v, &[batch, hidden]))).collect();
+            (0..states).map(|i| given(b, c, 5 + i).map(|v| own(b, v, &[batch, hidden]))).collect();
         let step = cell(b, &direction)?;
         let mut sequence = vec![None; steps];
         for i in 0..steps {
@@ -292,6 +292,11 @@ where
     let mut outputs = vec![(!sequences.is_empty()).then(|| b.concat(&sequences, 1))];
     outputs.extend(last.iter().map(|parts| (!parts.is_empty()).then(|| b.concat(parts, 0))));
     Ok(outputs)
+}
+
+/// The initial state of input `i`, unless it is known to be 0.
+fn given(b: &Builder<'_>, c: &Call<'_>, i: usize) -> Option<ValueId> {
+    c.opt(i).filter(|v| b.graph.constant(*v).is_none_or(|t| t.uniform() != Some(0.0)))
 }
 
 /// Lengths of the sequences, where they are not all the whole.
@@ -385,36 +390,6 @@ impl Activation {
     }
 
     fn apply(&self, b: &mut Builder<'_>, x: ValueId) -> Result<ValueId> {
-        let (alpha, beta) = (f64::from(self.alpha), f64::from(self.beta));
-        let op = match self.name.as_str() {
-            "relu" => "Relu",
-            "tanh" => "Tanh",
-            "sigmoid" => "Sigmoid",
-            "softsign" => "Softsign",
-            "softplus" => "Softplus",
-            "leakyrelu" => "LeakyRelu",
-            "thresholdedrelu" => "ThresholdedRelu",
-            "elu" => "Elu",
-            "hardsigmoid" => "HardSigmoid",
-            "affine" => {
-                let x = b.scale(x, alpha)?;
-                return b.offset(x, beta);
-            }
-            "scaledtanh" => {
-                let x = b.scale(x, beta)?;
-                let y = b.unary("Tanh", x);
-                return b.scale(y, alpha);
-            }
-            other => crate::bail!("the activation `{other}` is not known"),
-        };
-        let mut list = attrs([]);
-        if matches!(op, "LeakyRelu" | "ThresholdedRelu" | "Elu" | "HardSigmoid") {
-            list.insert("alpha".into(), Attr::Float(self.alpha));
-        }
-        if op == "HardSigmoid" {
-            list.insert("beta".into(), Attr::Float(self.beta));
-        }
-        let ty = b.ty(x);
-        Ok(b.op(op, &[x], list, ty))
+        activation::named(b, &self.name, [self.alpha, self.beta, 0.0], x)
     }
 }

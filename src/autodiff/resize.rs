@@ -23,20 +23,25 @@ pub fn resize(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let roi = if mode == "tf_crop_and_resize" { constant(b, c, 1, "roi")? } else { None };
     let scales = constant(b, c, 2, "scales")?.filter(|s| !s.is_empty());
     let sizes = if scales.is_none() { c.constant_ints(b, 3, "sizes")? } else { None };
-    // With a policy all axes share a scale.
-    let shared = sizes.as_ref().filter(|_| policy != "stretch").map(|sizes| {
-        let ratios = sizes.iter().zip(&axes).map(|(s, a)| *s as f32 / from[*a] as f32);
-        if policy == "not_larger" { ratios.fold(f32::MAX, f32::min) } else { ratios.fold(0.0, f32::max) }
-    });
+    // With a policy one axis decides the scale of all.
+    let ratio = |i: &usize| sizes.as_ref().map_or(1.0, |s| s[*i] as f64 / from[axes[*i]] as f64);
+    let order = |a: &usize, b: &usize| ratio(a).total_cmp(&ratio(b));
+    let leader = match policy {
+        _ if sizes.is_none() => None,
+        "not_larger" => (0..axes.len()).min_by(order),
+        "not_smaller" => (0..axes.len()).max_by(order),
+        _ => None,
+    };
     for (i, axis) in axes.iter().copied().enumerate() {
-        let scale = scales.as_ref().and_then(|s| s.get(i).copied()).or(shared.map(f64::from));
+        let scale = scales.as_ref().and_then(|s| s.get(i).copied());
         let crop = roi.as_ref().and_then(|r| Some([*r.get(i)?, *r.get(i + axes.len())?]));
         if from[axis] == to[axis] && scale.is_none_or(|s| s == 1.0) && crop.is_none_or(|c| c == [0.0, 1.0]) {
             continue;
         }
         let n = from[axis];
         let whole = (to[axis] % n == 0).then(|| to[axis] / n);
-        match whole.filter(|k| scale.is_none_or(|s| s == *k as f64) && repeats(c, mode)) {
+        let even = |k: &usize| scale.is_none_or(|s| s == *k as f64) && leader.is_none() && repeats(c, mode);
+        match whole.filter(even) {
             Some(k) => {
                 let mut view = b.shape(dy).to_vec();
                 view.splice(axis..=axis, [n, k]);
@@ -44,7 +49,9 @@ pub fn resize(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
                 dy = b.sum(blocks, &[axis + 1], false);
             }
             None => {
-                let matrix = matrix(b, c, [n, to[axis]], scale, crop, b.dtype(x));
+                let size = |i: usize| sizes.as_ref().map_or(0, |s| s[i]);
+                let lead = leader.map(|j| ([from[axes[j]], to[axes[j]]], [size(j), size(i)]));
+                let matrix = matrix(b, c, [n, to[axis]], scale, crop, lead, b.dtype(x));
                 dy = along(b, dy, matrix, axis)?;
             }
         }
@@ -77,17 +84,30 @@ fn repeats(c: &Call<'_>, mode: &str) -> bool {
 }
 
 /// The matrix [n,o] of an axis: row i is what the operator makes of the i-th unit vector.
+///
+/// `lead` is the axis that decides the scale, as its size before and after, with the wanted sizes of both: it lies beside the unit
+/// vectors, which are the same along it.
 fn matrix(
     b: &mut Builder<'_>,
     c: &Call<'_>,
     [n, o]: [usize; 2],
     scale: Option<f64>,
     crop: Option<[f64; 2]>,
+    lead: Option<([usize; 2], [i64; 2])>,
     dtype: DType,
 ) -> ValueId {
     let unit: Vec<f64> = (0..n * n).map(|k| f64::from(u8::from(k / n == k % n))).collect();
     let unit = b.constant(Tensor::from_f64(dtype, &[n, 1, 1, n], &unit));
     let mut attrs = c.node.attrs.clone();
+    if let Some(([before, after], sizes)) = lead {
+        let wide = b.expand(unit, &[n, 1, before, n]);
+        attrs.insert("axes".into(), Attr::Ints(vec![2, 3]));
+        let sizes = b.ints(&sizes);
+        let ty = Type::new(dtype, &[n, 1, after, o]);
+        let made = b.raw("", "Resize", &[Some(wide), None, None, Some(sizes)], attrs, &[ty])[0];
+        let row = b.slice(made, &[2], &[0], &[1]);
+        return b.reshape(row, &[n, o]);
+    }
     for name in ["axes", "keep_aspect_ratio_policy", "extrapolation_value"] {
         attrs.remove(name);
     }

@@ -1,8 +1,8 @@
 //! Operator → VJP rule, or no gradient by name. The documentation's operator table is generated from here.
 
 use super::{
-    DOMAIN, Lowering, Rule, activation, conv, elementwise, fuse, index, layout, linalg, loss, norm, pool, recurrent, reduce,
-    resize, sample, spectral,
+    DOMAIN, Lowering, Rule, activation, attention, conv, elementwise, fuse, index, layout, linalg, loss, microsoft,
+    norm, pool, recurrent, reduce, resize, sample, spectral,
 };
 use crate::error::{Error, Result};
 use crate::ir::Node;
@@ -99,11 +99,15 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("BatchNormalization", R(norm::batch_normalization)),
     ("LayerNormalization", R(norm::layer_normalization)),
     ("RMSNormalization", R(norm::rms_normalization)),
+    ("SimplifiedLayerNormalization", R(norm::simplified_layer_normalization)),
     ("InstanceNormalization", R(norm::instance_normalization)),
     ("GroupNormalization", R(norm::group_normalization)),
     ("LRN", L(norm::local_response_normalization)),
     ("LpNormalization", L(norm::lp_normalization)),
     ("MeanVarianceNormalization", L(norm::mean_variance_normalization)),
+    // Attention.
+    ("Attention", L(attention::attention)),
+    ("RotaryEmbedding", L(attention::rotary_embedding)),
     // Recurrent layers.
     ("RNN", L(recurrent::rnn)),
     ("GRU", L(recurrent::gru)),
@@ -190,6 +194,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("Bernoulli", NoGradient("its output is random, and piecewise constant in its input")),
     ("Multinomial", NoGradient("its output is random, and piecewise constant in its input")),
     // Refused.
+    ("Unique", Refused("the shape of its output depends on data")),
     ("If", Refused("its condition depends on data; a condition that depends on shapes alone is resolved")),
     ("Loop", Refused("the number of its rounds depends on data, or its body decides when to stop")),
     ("Scan", Refused("the number of its rounds is not known")),
@@ -201,6 +206,88 @@ pub const TABLE: &[(&str, Entry)] = &[
     ("QLinearMatMul", Refused("it multiplies integers: this model is a quantized one")),
 ];
 
+/// Operators of com.microsoft, by family.
+pub const MICROSOFT: &[(&str, Entry)] = &[
+    // Activations.
+    ("Gelu", R(activation::gelu)),
+    ("BiasGelu", R(microsoft::bias_gelu)),
+    ("FastGelu", R(microsoft::fast_gelu)),
+    ("QuickGelu", R(microsoft::quick_gelu)),
+    // Matrix products and convolutions.
+    ("FusedMatMul", L(microsoft::fused_matmul)),
+    ("TransposeMatMul", L(microsoft::fused_matmul)),
+    ("FusedGemm", L(microsoft::fused_gemm)),
+    ("FusedConv", L(microsoft::fused_conv)),
+    ("Inverse", R(microsoft::inverse)),
+    // Normalizations.
+    ("SkipLayerNormalization", L(microsoft::skip_layer_normalization)),
+    ("SkipSimplifiedLayerNormalization", L(microsoft::skip_simplified_layer_normalization)),
+    ("EmbedLayerNormalization", L(microsoft::embed_layer_normalization)),
+    // Attention.
+    ("Attention", L(microsoft::attention)),
+    ("MultiHeadAttention", L(microsoft::multi_head_attention)),
+    ("GroupQueryAttention", L(microsoft::group_query_attention)),
+    ("RotaryEmbedding", L(microsoft::rotary_embedding)),
+    // As in ai.onnx.
+    ("DequantizeLinear", L(elementwise::dequantize)),
+    ("Pad", R(layout::pad)),
+    ("ExpandDims", R(layout::reshape)),
+    ("Trilu", R(layout::trilu)),
+    ("GatherND", R(index::gather_nd)),
+    // Refused.
+    ("QAttention", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QEmbedLayerNormalization", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QGemm", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearAdd", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearAveragePool", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearConcat", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearConv", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearGlobalAveragePool", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearLeakyRelu", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearMul", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearReduceMean", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearSigmoid", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearSoftmax", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QLinearWhere", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QMoE", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QOrderedAttention", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QOrderedGelu", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QOrderedLayerNormalization", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QOrderedLongformerAttention", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QOrderedMatMul", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("QuantizeLinear", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("DynamicQuantizeLSTM", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("DynamicQuantizeMatMul", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("MatMulIntegerToFloat", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("MatMulInteger16", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("MatMulNBits", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("MatMulBnb4", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("MatMulFpQ4", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("GatherBlockQuantized", Refused("it computes with rounded numbers: this model is a quantized one")),
+    ("BiasAdd", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("BiasDropout", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("BiasSplitGelu", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("GemmFastGelu", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("GroupNorm", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("SkipGroupNorm", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("NhwcConv", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("NhwcFusedConv", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("PackedAttention", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("PackedMultiHeadAttention", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("DecoderAttention", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("LongformerAttention", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("RelativePositionBias", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("GatedRelativePositionBias", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("RemovePadding", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("RestorePadding", Refused("ONNX Runtime has no kernel for it on the CPU, where shapes are found")),
+    ("DecoderMaskedMultiHeadAttention", Refused("it decodes one token at a time; export the model without a cache")),
+    ("SparseAttention", Refused("it decodes one token at a time; export the model without a cache")),
+    ("BeamSearch", Refused("it searches for a sequence, which is piecewise constant")),
+    ("WhisperBeamSearch", Refused("it searches for a sequence, which is piecewise constant")),
+    ("GreedySearch", Refused("it searches for a sequence, which is piecewise constant")),
+    ("Sampling", Refused("it searches for a sequence, which is piecewise constant")),
+];
+
 /// Operators of domain `bisam` that [`fuse()`](super::fuse()) writes into a forward graph.
 #[rustfmt::skip]
 pub const FUSED: &[(&str, Entry)] = &[
@@ -210,7 +297,7 @@ pub const FUSED: &[(&str, Entry)] = &[
 
 /// Every table with the domain of its operators, as users write it.
 pub fn tables() -> Vec<(&'static str, &'static [(&'static str, Entry)])> {
-    vec![("ai.onnx", TABLE), (DOMAIN, FUSED)]
+    vec![("ai.onnx", TABLE), ("com.microsoft", MICROSOFT), (DOMAIN, FUSED)]
 }
 
 /// The entry of a node's operator.
@@ -221,6 +308,7 @@ pub fn find(node: &Node) -> Result<Entry> {
     let table = match node.domain.as_str() {
         "" => TABLE,
         DOMAIN => FUSED,
+        "com.microsoft" => MICROSOFT,
         _ => &[],
     };
     let entry = table.iter().find(|(op, _)| node.op == *op).map(|(_, e)| *e);

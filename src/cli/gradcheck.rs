@@ -27,6 +27,9 @@ pub struct Args {
     /// Size of a dimension that the file leaves open; may be given several times.
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
+    /// The output that holds the logits; the first float one by default.
+    #[arg(long)]
+    logits: Option<String>,
     /// Random directions for each parameter.
     #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     directions: usize,
@@ -55,6 +58,12 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);
+    if let Some(name) = &args.logits {
+        let at = graph.outputs.iter().position(|v| graph[*v].name == *name);
+        let at = at.ok_or_else(|| Error::new(format!("the model has no output `{name}`")).in_file(&args.model))?;
+        // The first float output is taken for the logits.
+        graph.outputs.swap(0, at);
+    }
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
     let check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
     let (mut gradient, mut logits) = (engine.compile(&check.gradient)?, engine.compile(&check.logits)?);

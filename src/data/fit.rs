@@ -1,10 +1,11 @@
 //! How images come to the shape that a model's input has.
 
-use super::Images;
+use super::{Dataset, Images, Samples};
 use crate::error::{Error, Result};
-use crate::ir::Type;
+use crate::ir::{Declared, Dim, Tensor, Type};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma, Rgb};
+use std::collections::BTreeMap;
 
 /// Images are not scaled by more than this: it would rather be the wrong data set.
 const MAX_SCALE: usize = 8;
@@ -105,6 +106,39 @@ impl Fit {
 pub fn image_size(ty: &Type) -> Option<(usize, usize)> {
     let found = orders(ty.shape.get(1..)?).into_iter().find(|o| matches!(o.1, 1 | 3) && ty.shape.len() == 4);
     found.map(|(_, _, height, width)| (height, width))
+}
+
+/// The shape of every input whose file leaves dimensions open that the data fill, for batches of `batch`.
+///
+/// Arrays give their own dimensions; images their size, where the channels say the order of the axes.
+pub fn open_shapes(inputs: &[(String, Declared)], set: &Dataset, batch: usize) -> BTreeMap<String, Vec<usize>> {
+    let mut shapes = BTreeMap::new();
+    for (i, (name, declared)) in inputs.iter().enumerate() {
+        let Some(dims) = declared.dims.as_ref().filter(|d| d.len() > 1) else { continue };
+        let fixed = |i: usize| if let Dim::Fixed(n) = dims[i] { Some(n) } else { None };
+        let channels = |i: usize| fixed(i).is_some_and(|n| matches!(n, 1 | 3));
+        let known: Vec<Option<usize>> = match &set.samples {
+            Samples::Arrays(arrays) => {
+                let shape = arrays.get(name).map(Tensor::shape).filter(|s| s.len() == dims.len());
+                shape.map_or_else(Vec::new, |s| s.iter().copied().map(Some).collect())
+            }
+            Samples::Images(images) if i == 0 && dims.len() == 4 => {
+                let (height, width) = (Some(images.height), Some(images.width));
+                match () {
+                    () if channels(1) => vec![None, None, height, width],
+                    () if channels(3) => vec![None, height, width, None],
+                    () => Vec::new(),
+                }
+            }
+            Samples::Images(_) => Vec::new(),
+        };
+        let filled = |i: usize| fixed(i).or_else(|| known.get(i).copied().flatten());
+        let rest: Option<Vec<usize>> = (1..dims.len()).map(filled).collect();
+        if let Some(rest) = rest.filter(|_| (1..dims.len()).any(|i| fixed(i).is_none())) {
+            shapes.insert(name.clone(), [&[batch], rest.as_slice()].concat());
+        }
+    }
+    shapes
 }
 
 /// The ways to read dimensions as layout, channels, height and width, the preferred one first.

@@ -19,7 +19,7 @@ mod split;
 
 pub use augment::Augment;
 pub use batch::{Batch, Buffer};
-pub use fit::{Fit, InputSpec, Layout, image_size};
+pub use fit::{Fit, InputSpec, Layout, image_size, open_shapes};
 pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
 pub use normalize::Normalization;
 pub use npz::{read_npz, write_npz};

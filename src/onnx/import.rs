@@ -3,7 +3,7 @@
 use super::attrs::to_attr;
 use super::external::DataFiles;
 use super::roles::{RoleReason, assign};
-use super::{inline, upgrade};
+use super::{artifacts, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
@@ -49,11 +49,12 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
         if bytes.is_empty() {
             return Err(Error::new("the file is empty").hint("export or copy the file again"));
         }
-        let proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
+        let mut proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
             Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        artifacts::recover(&mut proto, folder)?;
         let mut graph = to_graph(&proto, folder).map_err(|e| {
             e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file")
         })?;

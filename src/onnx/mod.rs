@@ -1,5 +1,6 @@
 //! ONNX files: reading a `ModelProto` into a [`Graph`](crate::ir::Graph) and writing graphs out as plain ONNX.
 
+mod artifacts;
 mod attrs;
 mod emit;
 mod external;

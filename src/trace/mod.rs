@@ -40,6 +40,16 @@ impl Sizes {
     }
 }
 
+impl Sizes {
+    /// The same for batches of another size.
+    pub fn with_batch(&self, batch: usize) -> Self {
+        let mut sizes = self.clone();
+        sizes.batch = batch;
+        sizes.shapes.values_mut().filter_map(|s| s.first_mut()).for_each(|n| *n = batch);
+        sizes
+    }
+}
+
 /// Size of a dimension nobody names.
 pub const DEFAULT_DIM: usize = 16;
 

@@ -6,13 +6,13 @@ use super::schedule::Unit;
 use crate::adapt::{Untied, freeze, replace_head, untie};
 use crate::data::{
     Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
-    image_size, open,
+    image_size, open, open_shapes,
 };
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
 use crate::export::export;
-use crate::ir::{Graph, Tensor, Type};
+use crate::ir::{Declared, Dim, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Model, import, save};
 use crate::step::stages::evaluation_stage;
 use crate::step::{Ends, Stages, build, prepare};
@@ -120,16 +120,18 @@ pub fn train(
     }
     let untied = untie(&mut graph, &model);
     freeze(&mut graph, &recipe.parameters)?;
-    let prepared =
-        prepare(&graph, &Sizes::batch(recipe.batch_size), recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
+    let spec: Spec = recipe.data.parse()?;
+    let splits = open_data(&spec, &graph)?;
+    let sizes = sizes(&graph, &splits.train, recipe.batch_size);
+    let prepared = prepare(&graph, &sizes, recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
     let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
-    let data = Data::open(recipe, &stages, observer)?;
+    let data = Data::load(splits, recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     let mut recipe = recipe.clone();
     recipe.normalization.clone_from(&data.normalization);
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
     if let Some(rest) = data.rest {
-        let prepared = prepare(&graph, &Sizes::batch(rest), recipe.ends(), engine)?;
+        let prepared = prepare(&graph, &sizes.with_batch(rest), recipe.ends(), engine)?;
         program.add_batch_size(&build(&prepared, &recipe.step)?)?;
     }
     let mut evaluation = program.evaluation(&stages)?;
@@ -329,8 +331,28 @@ fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
     inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
-fn open_data(spec: &Spec, inputs: &[(String, Type)]) -> Result<Splits> {
-    open(spec, inputs.first().and_then(|(_, ty)| image_size(ty)))
+/// Reads the data that `graph` is to be fed with; the error names them.
+fn open_data(spec: &Spec, graph: &Graph) -> Result<Splits> {
+    let size = declared(graph).first().and_then(|(_, declared)| {
+        let size = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { 0 };
+        let shape: Vec<usize> = declared.dims.as_ref()?.iter().map(size).collect();
+        image_size(&Type::new(declared.dtype, &shape)).filter(|(h, w)| *h > 0 && *w > 0)
+    });
+    open(spec, size).map_err(|e| e.in_file(spec.path()))
+}
+
+/// What the file says about the inputs.
+fn declared(graph: &Graph) -> Vec<(String, Declared)> {
+    let input = |v: &ValueId| match &graph[*v].source {
+        Source::Input(declared) => Some((graph[*v].name.clone(), declared.clone())),
+        _ => None,
+    };
+    graph.inputs.iter().filter_map(input).collect()
+}
+
+/// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
+fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
+    Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
@@ -350,14 +372,7 @@ fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
 }
 
 impl Data {
-    /// The error names the data.
-    fn open(recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
-        let spec: Spec = recipe.data.parse()?;
-        Self::load(&spec, recipe, stages, observer).map_err(|e| e.in_file(spec.path()))
-    }
-
-    fn load(spec: &Spec, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
-        let mut splits = open_data(spec, &stages.inputs)?;
+    fn load(mut splits: Splits, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
         }
@@ -428,12 +443,12 @@ pub fn evaluate_model(
     batch_size: usize,
     note: &mut dyn FnMut(&str),
 ) -> Result<(f64, f64, usize)> {
-    let prepared = prepare(graph, &Sizes::batch(batch_size), Ends::default(), engine)?;
+    let spec: Spec = data.parse()?;
+    let splits = open_data(&spec, graph)?;
+    let prepared = prepare(graph, &sizes(graph, &splits.train, batch_size), Ends::default(), engine)?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let spec: Spec = data.parse()?;
     let load = || -> Result<(Loader, usize)> {
-        let splits = open_data(&spec, &types)?;
         let inputs = input_specs(&types);
         let normalization = normalize(&splits.train, &inputs, normalization)?;
         let set = match split {

@@ -53,7 +53,7 @@ fn trained(
         step,
         ..Recipe::default()
     };
-    let out = folder.join(format!("{name}-{loss}"));
+    let out = folder.join(format!("{name}-{loss}").replace('/', "-"));
     std::fs::create_dir_all(&out).expect("a folder");
     let mut losses = Losses::default();
     train(&engine(), &recipe, &out, false, &AtomicBool::new(false), &mut losses)?;
@@ -81,6 +81,28 @@ fn half_precision_is_trained_in_single_and_stored_as_it_was() -> Result<()> {
     assert_eq!(half, single, "every step is the same");
     assert!(stored.values().all(|t| t.dtype() == DType::F16));
     close(&stored, &reference, 2e-3);
+    Ok(())
+}
+
+#[test]
+fn artifacts_of_onnx_runtime_training_are_the_model_they_were_made_from() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |name: &str| trained(folder.path(), name, "cross-entropy", Preset::Bisam.options());
+    let (losses, reference) = run("single")?;
+    for name in ["artifacts/training_model", "artifacts/eval_model"] {
+        let (again, stored) = run(name)?;
+        assert_eq!(losses, again, "{name}");
+        close(&stored, &reference, 1e-6);
+    }
+    let alone = folder.path().join("training_model.onnx");
+    std::fs::copy(form("artifacts/training_model"), &alone).expect("copies");
+    let e = import(&alone).expect_err("has no parameters");
+    assert!(e.to_string().contains("`checkpoint` beside it"), "{e}");
+    let whole = std::fs::read(repo("tests/forms/artifacts/checkpoint")).expect("reads");
+    for cut in [0, 7, 60, 500, 900] {
+        std::fs::write(folder.path().join("checkpoint"), &whole[..cut]).expect("writes");
+        assert!(import(&alone).is_err(), "{cut} bytes of the checkpoint are not enough");
+    }
     Ok(())
 }
 

@@ -89,6 +89,12 @@ pub fn rows() -> Vec<Row> {
             .constant(Tensor::from_f64(DType::U8, &[2, 3], &[0., 9., 255., 7., 128., 3.]))
             .x(&[])
             .constant(Tensor::scalar(DType::U8, 128.)),
+        row("DequantizeLinear", "blocks")
+            .constant(Tensor::from_f64(DType::I8, &[2, 4], &[0., 9., -128., 7., 127., 3., 5., -6.]))
+            .x(&[2, 2])
+            .int("axis", 1)
+            .int("block_size", 2)
+            .opset(21),
         row("DequantizeLinear", "axis")
             .constant(Tensor::from_f64(DType::I8, &[2, 3], &[0., 9., -128., 7., 127., 3.]))
             .x(&[2])

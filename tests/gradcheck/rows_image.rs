@@ -36,6 +36,9 @@ fn resizes() -> Vec<Row> {
         to("sizes, cubic", &[1, 2, 7, 3], "cubic"),
         to("sizes, nearest", &[1, 2, 8, 3], "nearest"),
         to("axes", &[7, 3], "linear").list("axes", &[2, 3]),
+        to("not larger", &[7, 12], "linear").list("axes", &[2, 3]).str("keep_aspect_ratio_policy", "not_larger"),
+        to("not smaller", &[7, 9], "nearest").list("axes", &[2, 3]).str("keep_aspect_ratio_policy", "not_smaller"),
+        to("not smaller, cubic", &[3, 3], "cubic").list("axes", &[2, 3]).str("keep_aspect_ratio_policy", "not_smaller"),
         row("Resize", "crop")
             .x(&[1, 1, 4, 5])
             .floats(&[8], &[0., 0., 0.2, -0.3, 1., 1., 0.7, 1.2])

@@ -119,13 +119,13 @@ pub fn rows() -> Vec<Row> {
     let hard = ["HardSigmoid", "Elu"];
     rows.extend([
         layer(rnn, "two functions", "bidirectional", bias)
-            .attr("activations", names(&["Sigmoid", "LeakyRelu"]))
-            .attr("activation_alpha", Attr::Floats(vec![0.2])),
+            .attr("activations", names(&["Sigmoid", "ScaledTanh"]))
+            .attr("activation_alpha", Attr::Floats(vec![1.2]))
+            .attr("activation_beta", Attr::Floats(vec![0.6])),
         layer(gru, "two functions", "bidirectional", bias)
-            .attr("activations", names(&["Sigmoid", "LeakyRelu", "HardSigmoid", "Tanh"]))
-            .attr("activation_alpha", Attr::Floats(vec![0.2, 0.15]))
-            .attr("activation_beta", Attr::Floats(vec![0.4]))
-            .tolerance(1e-7, 1e-2),
+            .attr("activations", names(&["Sigmoid", "ScaledTanh", "HardSigmoid", "Tanh"]))
+            .attr("activation_alpha", Attr::Floats(vec![1.2, 0.15]))
+            .attr("activation_beta", Attr::Floats(vec![0.6, 0.4])),
         layer(gru, "parameters by default", "forward", plain).attr("activations", names(&hard)).tolerance(1e-7, 1e-2),
         layer(gru, "linear before reset", "forward", plain).int("linear_before_reset", 1),
         layer(gru, "linear before reset, bidirectional", "bidirectional", bias).int("linear_before_reset", 1),
