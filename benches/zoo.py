@@ -49,7 +49,7 @@ FORMS = ("script-eval", "script-train", "dynamo-eval", "dynamo-train")
 TRACED_BATCH, BATCH = 4, 5
 TOLERANCE = 1e-3
 # An error below this may come from units at the kink of a Relu; then another batch, of another seed, decides.
-KINK = 0.05
+KINK = 0.5
 SEEDS = (3, 4, 5, 6, 7, 8)
 DIFFERENCE_TOLERANCE = 0.1
 # Gradients below this share of the largest are compared with it instead: a bias before a normalization has a gradient of zero.
@@ -304,20 +304,23 @@ def differences(proto, names, batch, labels, got):
     runner = session(proto.SerializeToString())
     feed = {k: v.numpy() for k, v in batch.items() if k in known}
     random = np.random.default_rng(0)
-    floor = 10 * FLOOR * largest_norm(got)
+    # Terms that cancel leave rounding behind, such as those of a mask times -1e6 before a Softmax.
+    floor = 0.02 * largest_norm(got)
     errors = {}
     for name in names:
         value = numpy_helper.to_array(stored[name])
         gradient = got[f"grad/{name}"].astype(np.float64)
         if value.size == 0 or not np.isfinite(value).all() or np.abs(value).max() > 1e4:
             continue
-        noise = np.asarray(random.standard_normal(value.shape))
         norm = np.linalg.norm(gradient)
-        direction = noise / np.linalg.norm(noise) + (gradient / norm if norm > 0 else 0)
-        slope = float((gradient * direction).sum())
         reach = 0.05 * max(np.linalg.norm(value), 1e-3)
         tries = []
-        for share in (1.0, 0.3, 0.1, 0.03, 0.01):
+        # Kinks disturb large steps and rounding small ones: one of several that agrees is enough.
+        for _, share in itertools.product(range(2), (1.0, 0.3, 0.1, 0.03, 0.01)):
+            if share == 1.0:
+                noise = np.asarray(random.standard_normal(value.shape))
+                direction = noise / np.linalg.norm(noise) + (gradient / norm if norm > 0 else 0)
+                slope = float((gradient * direction).sum())
             step = share * min(1e-2 / max(abs(slope), 1e-12), reach)
             ends = [
                 cross_entropy(runner.run(None, feed | {name: np.asarray(value + s * direction, value.dtype)})[0], labels)
@@ -464,7 +467,7 @@ def check(name, form, network, bisam, again):
         row |= {"batches": seed - SEEDS[0] + 1, "compared": len(errors), "worst": worst, "worst_name": whose}
         row["loss"] = abs(float(got["loss"]) - float(expected["loss"])) / abs(float(expected["loss"]))
         row["rounding"] = float(expected["rounding"])
-        allowed = max(TOLERANCE, min(3 * row["rounding"], KINK))
+        allowed = max(TOLERANCE, min(3 * row["rounding"], 0.1))
         if worst <= TOLERANCE or not worst < KINK or seed - SEEDS[0] >= 2 and worst <= allowed:
             break
     # A file that runs in another mode than asked for says nothing about the gradients in that mode.

@@ -169,6 +169,17 @@ def resnext(groups, width, layers):
     return Network("torchvision", lambda: family.ResNet(family.Bottleneck, layers, **options), image(64))
 
 
+def regnet(squeeze):
+    """A small RegNet of torchvision, with squeeze-and-excitation or without."""
+    family = torchvision.models.regnet
+
+    def build():
+        blocks = family.BlockParams.from_init_params(8, 24, 24.48, 2.54, 8, se_ratio=squeeze)
+        return family.RegNet(blocks, num_classes=CLASSES)
+
+    return Network("torchvision", build, image(64))
+
+
 def swin(name, version):
     """A small Swin transformer of torchvision."""
     family = torchvision.models.swin_transformer
@@ -323,11 +334,11 @@ NETWORKS = {
     "mobilenet_v2": vision("mobilenet_v2"),
     "mobilenet_v3_small": vision("mobilenet_v3_small"),
     "mnasnet0_5": vision("mnasnet0_5"),
-    "regnet_x_400mf": vision("regnet_x_400mf", 32),
-    "regnet_y_400mf": vision("regnet_y_400mf"),
+    "regnet_x": regnet(None),
+    "regnet_y": regnet(0.25),
     "efficientnet_b0": vision("efficientnet_b0"),
     "googlenet": vision("googlenet", 48, aux_logits=False, init_weights=False),
-    "inception_v3": vision("inception_v3", 80, aux_logits=False, init_weights=False),
+    "inception_v3": vision("inception_v3", 128, aux_logits=False, init_weights=False),
     "swin": swin("SwinTransformer", ""),
     "swin_v2": swin("SwinTransformer", "V2"),
     "vit": vision_model("VisionTransformer", 32, 32, 8, 2, 4, 48, 96),
