@@ -8,7 +8,7 @@ use crate::ir::{Attrs, Graph, Node, Source, Value, ValueId};
 use std::collections::HashMap;
 
 /// Writes an operator out: appends nodes that compute its outputs and returns one value per output, in order; `None` for an output
-/// that the file leaves out ([`Call::asks`]).
+/// that the file leaves out.
 pub type Lowering = fn(&mut Builder<'_>, &Call<'_>) -> Lowered;
 
 /// What a lowering returns: one value per output.

@@ -360,7 +360,8 @@ fn trailing(b: &mut Builder<'_>, c: &Call<'_>, centred: bool) -> Cotangents {
         dx = Some(plus(b, dx, share)?);
     }
     if let Some(part) = dx {
-        dx = Some(b.expand(part, &b.shape(x).to_vec()));
+        let shape = b.shape(x).to_vec();
+        dx = Some(b.expand(part, &shape));
     }
     let dgain = match dy.filter(|_| c.wants(1)) {
         Some(dy) => Some(b.mul(dy, normalized.hat)?),

@@ -228,14 +228,14 @@ fn lacks_kernel(e: &Error) -> bool {
 }
 
 fn refused(graph: &Graph, e: &Error) -> Outcome {
-    let missing = graph.nodes.iter().filter_map(|n| match table::find(n) {
+    let mut missing = graph.nodes.iter().filter_map(|n| match table::find(n) {
         Ok(Entry::Refused(why)) => Some(format!("refused: {why}")),
         Err(_) => Some(format!("no rule for {}", n.qualified())),
         _ => None,
     });
     let text = short(e);
     let named = text.contains("no gradient rule") || text.contains("is quantized");
-    Outcome::LeftOut(missing.filter(|_| named).next().unwrap_or(format!("gradient: {text}")))
+    Outcome::LeftOut(missing.find(|_| named).unwrap_or(format!("gradient: {text}")))
 }
 
 /// A case in one float type.

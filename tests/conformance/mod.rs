@@ -58,9 +58,12 @@ fn onnx_backend_cases() {
     assert!(wrong.is_empty(), "{} of {} cases are wrong: {}", wrong.len(), reports.len(), wrong.join(" "));
 }
 
+/// One of the checks of a case.
+type Check = fn(&Report) -> &Outcome;
+
 fn page(reports: &[(String, Report)]) -> String {
-    let right = |f: fn(&Report) -> &Outcome, rs: &[&Report]| rs.iter().filter(|r| *f(r) == Outcome::Right).count();
-    let (forward, gradient): (fn(&Report) -> &Outcome, fn(&Report) -> &Outcome) = (|r| &r.forward, |r| &r.gradient);
+    let right = |f: Check, rs: &[&Report]| rs.iter().filter(|r| *f(r) == Outcome::Right).count();
+    let (forward, gradient): (Check, Check) = (|r| &r.forward, |r| &r.gradient);
     let mut by_operator: BTreeMap<&str, Vec<&Report>> = BTreeMap::new();
     for (_, r) in reports {
         by_operator.entry(&r.operator).or_default().push(r);

@@ -11,9 +11,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+/// Loss of the ascent and of the descent.
+type Loss = (Option<f32>, f32);
+
 /// Remembers the losses.
 #[derive(Default)]
-struct Losses(Vec<(Option<f32>, f32)>);
+struct Losses(Vec<Loss>);
 
 impl Observer for Losses {
     fn note(&mut self, _: &str) {}
@@ -29,12 +32,7 @@ fn form(name: &str) -> PathBuf {
 }
 
 /// Trains `name` for eight steps on the same made-up data; the losses, and the parameters of the exported file.
-fn trained(
-    folder: &Path,
-    name: &str,
-    loss: &str,
-    step: StepOptions,
-) -> Result<(Vec<(Option<f32>, f32)>, BTreeMap<String, Tensor>)> {
+fn trained(folder: &Path, name: &str, loss: &str, step: StepOptions) -> Result<(Vec<Loss>, BTreeMap<String, Tensor>)> {
     let wave = |n: usize, f: f64| (0..n).map(|i| (i as f64 * f).sin()).collect::<Vec<_>>();
     let labels: Vec<i64> = (0..64).map(|i| i64::from(i % 7 % 3)).collect();
     let arrays = BTreeMap::from([
