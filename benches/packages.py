@@ -106,7 +106,7 @@ def check(binary, package, model, classes, data, arguments):
     logits = arguments[:2] if arguments[0] == "--logits" else []
     checked, check_seconds = run(binary, "gradcheck", path, "--batch", 2, "--parameters", 16, "--directions", 1, "--json", *logits)
     out = folder / f"run-{time.time_ns()}"
-    options = ["--optimizer", "bisam", "--lr", 0.01, "--steps", 40, "--valid", 0, "--log-every", 1, *arguments]
+    options = ["--optimizer", "bisam", "--base", "adamw", "--lr", 0.001, "--steps", 24, "--valid", 0, "--log-every", 1, *arguments]
     trained, train_seconds = run(binary, "train", path, "--data", f"npz:{folder / 'data.npz'}", "-o", out, *options)
     if trained.returncode != 0:
         return f"{path.name}: train: {trained.stderr.strip()[-400:]}", False
@@ -116,7 +116,7 @@ def check(binary, package, model, classes, data, arguments):
     good = checked.returncode == 0 and end < start
     verdict = "right" if checked.returncode == 0 else f"WRONG {checked.stdout[-300:]} {checked.stderr[-300:]}"
     line = f"{path.name}: inspect {seconds:.1f} s, gradcheck {verdict} ({check_seconds:.0f} s), "
-    return line + f"loss {start:.3f} -> {end:.3f} in 40 steps ({train_seconds:.0f} s)", good
+    return line + f"loss {start:.3f} -> {end:.3f} in 24 steps ({train_seconds:.0f} s)", good
 
 
 def main():

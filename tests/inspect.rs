@@ -55,6 +55,23 @@ fn a_model_that_does_not_run_is_shown_with_the_reason() {
 }
 
 #[test]
+fn a_quantized_model_is_refused_with_the_reason() {
+    let shown = text(&["inspect", "tests/forms/quantized.onnx"]);
+    assert!(
+        shown.contains("QuantizeLinear: it rounds to integers") && shown.contains("quantize the result"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn operators_are_listed() {
+    let shown = text(&["ops", "lstm"]);
+    assert!(shown.contains("LSTM") && shown.contains("written out") && shown.contains("quantized"), "{shown}");
+    let all: serde_json::Value = serde_json::from_str(&text(&["ops", "--json"])).expect("is JSON");
+    assert!(all.as_array().is_some_and(|rows| rows.len() > 150));
+}
+
+#[test]
 fn an_unknown_node_is_an_error_that_names_some() {
     let output = bisam(&["inspect", "models/tiny_bn.onnx", "--node", "nowhere"]);
     assert_eq!(output.status.code(), Some(1));

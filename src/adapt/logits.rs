@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::ir::{Attr, Graph, Node, ValueId};
 
-/// The value that holds the logits: graph output `name`, or the first float output, seen through a final Softmax, LogSoftmax or
-/// Identity along the classes.
+/// The value that holds the logits: graph output `name`, or the first float output, seen through a final Softmax (also one
+/// written out), LogSoftmax or Identity along the classes.
 ///
 /// # Errors
 /// No such output, or one that does not have the shape [batch, classes] (dimensions of size 1 after it are allowed).
@@ -21,7 +21,9 @@ pub fn find_logits(graph: &Graph, name: Option<&str>) -> Result<ValueId> {
     })?;
     let producers = graph.producers();
     let mut logits = *output;
-    while let Some(inner) = producers.get(&logits).and_then(|i| behind(&graph.nodes[*i])) {
+    let maker = |v: ValueId| producers.get(&v).map(|i| &graph.nodes[*i]);
+    while let Some(node) = maker(logits) {
+        let Some(inner) = behind(node).or_else(|| behind_written_out(node, &maker)) else { break };
         logits = inner;
     }
     let shape = &graph.ty(logits)?.shape;
@@ -32,6 +34,17 @@ pub fn find_logits(graph: &Graph, name: Option<&str>) -> Result<ValueId> {
     Ok(logits)
 }
 
+/// The logits of a softmax that is written out, e/Σe with e = exp z; a largest logit subtracted before does not matter.
+fn behind_written_out<'g>(node: &'g Node, maker: &impl Fn(ValueId) -> Option<&'g Node>) -> Option<ValueId> {
+    let exp = node.input(0).filter(|_| node.is("Div"))?;
+    let mut sum = maker(node.input(1)?)?;
+    while ["Reshape", "Unsqueeze", "Expand"].iter().any(|op| sum.is(op)) {
+        sum = maker(sum.input(0)?)?;
+    }
+    let softmax = sum.is("ReduceSum") && sum.input(0) == Some(exp);
+    maker(exp).filter(|e| softmax && e.is("Exp")).and_then(|e| e.input(0))
+}
+
 /// The input of a node that classifiers end in and that losses do without.
 fn behind(node: &Node) -> Option<ValueId> {
     let along_classes = match node.attrs.get("axis") {
@@ -40,4 +53,33 @@ fn behind(node: &Node) -> Option<ValueId> {
     };
     let ends = node.is("Identity") || ((node.is("Softmax") || node.is("LogSoftmax")) && along_classes);
     node.input(0).filter(|_| ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Builder;
+    use crate::ir::{DType, Declared, Source, Type};
+
+    #[test]
+    fn a_softmax_written_out_is_seen_through() -> Result<()> {
+        let mut graph = Graph::default();
+        let declared = Declared { dtype: DType::F32, dims: None };
+        let x = graph.add_value("x", Some(Type::new(DType::F32, &[2, 3])), Source::Input(declared));
+        graph.inputs.push(x);
+        let mut b = Builder::new(&mut graph, "t");
+        let z = b.scale(x, 2.0)?;
+        let e = b.unary("Exp", z);
+        let total = b.sum(e, &[1], false);
+        let total = b.reshape(total, &[2, 1]);
+        let total = b.expand(total, &[2, 3]);
+        let y = b.div(e, total)?;
+        let other = b.unary("Exp", x);
+        let no_softmax = b.div(other, total)?;
+        graph.outputs = vec![y];
+        assert_eq!(find_logits(&graph, None)?, z);
+        graph.outputs = vec![no_softmax];
+        assert_eq!(find_logits(&graph, None)?, no_softmax);
+        Ok(())
+    }
 }

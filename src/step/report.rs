@@ -3,7 +3,7 @@
 use super::cost::{Cost, cost};
 use super::{Ends, Prepared, Preset, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
-use crate::autodiff::table;
+use crate::autodiff::{lower, table};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, Declared, Dim, Graph, Node, Source, Value, ValueId};
 use crate::onnx::{Model, Role};
@@ -215,7 +215,12 @@ impl<'a> Inspection<'a> {
                 .iter()
                 .map(|u| Merged { name: u.name.clone(), initializer: u.merged.clone() })
                 .collect(),
-            cost: self.prepared.as_ref().map(|p| cost(&p.graph, self.batch, stages.as_ref())),
+            cost: self.prepared.as_ref().map(|p| {
+                // Products inside of larger operators count too.
+                let mut lowered = p.graph.clone();
+                let graph = if lower(&mut lowered).is_ok() { &lowered } else { &p.graph };
+                cost(graph, self.batch, stages.as_ref())
+            }),
             problems,
         }
     }
@@ -228,9 +233,15 @@ impl<'a> Inspection<'a> {
             let first =
                 nodes.filter(|(n, on)| **on && n.qualified() == o.operator).map(|(n, _)| n.name.as_str()).next();
             let (name, n) = (&o.operator, o.needed);
+            let why = o.reason.as_deref().map_or_else(|| "it has no gradient rule".to_owned(), ToOwned::to_owned);
+            let hint = if why.contains("quantized") {
+                "train the model it was quantized from, and quantize the result"
+            } else {
+                "export the model with other operators, or freeze the parameters before it"
+            };
             Problem {
-                cause: format!("{name} has no gradient rule; {n} nodes need one, `{}` first", first.unwrap_or("")),
-                hint: Some("export the model with other operators, or freeze the parameters before it".into()),
+                cause: format!("{name}: {why}; {n} nodes need its gradient, `{}` first", first.unwrap_or("")),
+                hint: Some(hint.into()),
             }
         };
         self.operators().iter().filter(|o| o.gradient == Gradient::Missing).map(missing).collect()

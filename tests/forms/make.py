@@ -54,6 +54,17 @@ def own_loss():
     save("own_loss", [*LAYERS, *loss], [*weights(np.float32), axes], [x, target], outputs)
 
 
+def quantized():
+    """The same, its hidden values rounded to eight bits."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", d]) for n, d in [("x", 8), ("logits", 3)]]
+    scale = numpy_helper.from_array(np.array(1 / 127, dtype=np.float32), "scale")
+    zero = numpy_helper.from_array(np.array(0, dtype=np.int8), "zero")
+    rounded = [node("QuantizeLinear", ["h", "scale", "zero"], ["q"]), node("DequantizeLinear", ["q", "scale", "zero"], ["r"])]
+    last = [node("MatMul", ["r", "w2"], ["m2"]), LAYERS[-1]]
+    save("quantized", [*LAYERS[:3], *rounded, *last], [*weights(np.float32), scale, zero], ports[:1], ports[1:])
+
+
 network("half", np.float16, TensorProto.FLOAT16)
 network("single", np.float32, TensorProto.FLOAT)
 own_loss()
+quantized()
