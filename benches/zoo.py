@@ -77,8 +77,9 @@ def build(network):
         seen.add(values)
     norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     for m in module.modules():
-        for name in ("drop_prob", "p"):
-            if isinstance(getattr(m, name, None), float) and ("drop" in type(m).__name__.lower() or "Depth" in type(m).__name__):
+        drops = "drop" in type(m).__name__.lower() or "Depth" in type(m).__name__
+        for name in ("drop_prob", "p") if drops else ("drop_rate",):
+            if isinstance(getattr(m, name, None), float):
                 setattr(m, name, 0.0)
     kept = [m.momentum for m in norms]
     for m in norms:
@@ -306,6 +307,7 @@ def differences(proto, names, batch, labels, got):
     random = np.random.default_rng(0)
     # Terms that cancel leave rounding behind, such as those of a mask times -1e6 before a Softmax.
     floor = 0.02 * largest_norm(got)
+    scale = max(float(got["loss"]), 1.0)
     errors = {}
     for name in names:
         value = numpy_helper.to_array(stored[name])
@@ -321,7 +323,7 @@ def differences(proto, names, batch, labels, got):
                 noise = np.asarray(random.standard_normal(value.shape))
                 direction = noise / np.linalg.norm(noise) + (gradient / norm if norm > 0 else 0)
                 slope = float((gradient * direction).sum())
-            step = share * min(1e-2 / max(abs(slope), 1e-12), reach)
+            step = share * min(1e-2 * scale / max(abs(slope), 1e-12), reach)
             ends = [
                 cross_entropy(runner.run(None, feed | {name: np.asarray(value + s * direction, value.dtype)})[0], labels)
                 for s in (step, -step)
@@ -329,7 +331,7 @@ def differences(proto, names, batch, labels, got):
             if not np.isfinite(ends).all():
                 break
             real = (ends[0] - ends[1]) / (2 * step)
-            blur = 3e-6 / step
+            blur = 3e-6 * scale / step
             tries.append(max(abs(real - slope) - blur, 0.0) / max(abs(real), abs(slope), floor))
             if tries[-1] <= DIFFERENCE_TOLERANCE:
                 break

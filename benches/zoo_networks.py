@@ -426,7 +426,7 @@ NETWORKS = {
     "selecsls42": timm_("selecsls42", 64),
     "hgnetv2_b0": timm_("hgnetv2_b0", 64),
     "repvgg_a0": timm_("repvgg_a0", 64),
-    "repghostnet_050": timm_("repghostnet_050", 32),
+    "repghostnet_050": timm_("repghostnet_050", 64),
     "mobileone_s0": timm_("mobileone_s0", 32),
     "tresnet_m": timm_("tresnet_m", 64, layers=[1, 1, 1, 1]),
     "xception41": timm_("xception41", 64),
