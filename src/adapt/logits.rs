@@ -54,32 +54,3 @@ fn behind(node: &Node) -> Option<ValueId> {
     let ends = node.is("Identity") || ((node.is("Softmax") || node.is("LogSoftmax")) && along_classes);
     node.input(0).filter(|_| ends)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::builder::Builder;
-    use crate::ir::{DType, Declared, Source, Type};
-
-    #[test]
-    fn a_softmax_written_out_is_seen_through() -> Result<()> {
-        let mut graph = Graph::default();
-        let declared = Declared { dtype: DType::F32, dims: None };
-        let x = graph.add_value("x", Some(Type::new(DType::F32, &[2, 3])), Source::Input(declared));
-        graph.inputs.push(x);
-        let mut b = Builder::new(&mut graph, "t");
-        let z = b.scale(x, 2.0)?;
-        let e = b.unary("Exp", z);
-        let total = b.sum(e, &[1], false);
-        let total = b.reshape(total, &[2, 1]);
-        let total = b.expand(total, &[2, 3]);
-        let y = b.div(e, total)?;
-        let other = b.unary("Exp", x);
-        let no_softmax = b.div(other, total)?;
-        graph.outputs = vec![y];
-        assert_eq!(find_logits(&graph, None)?, z);
-        graph.outputs = vec![no_softmax];
-        assert_eq!(find_logits(&graph, None)?, no_softmax);
-        Ok(())
-    }
-}

@@ -2,8 +2,10 @@
 
 use crate::common::{engine, repo};
 use bisam::Result;
+use bisam::adapt::find_logits;
+use bisam::builder::Builder;
 use bisam::data::write_npz;
-use bisam::ir::{DType, Tensor};
+use bisam::ir::{DType, Declared, Graph, Source, Tensor, Type};
 use bisam::onnx::import;
 use bisam::step::{Preset, StepOptions};
 use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
@@ -122,5 +124,27 @@ fn a_loss_of_its_own_trains_as_the_same_loss_from_outside() -> Result<()> {
     }
     let nothing = trained(folder.path(), "own_loss", "logits", Preset::Sgd.options()).expect_err("no scalar");
     assert!(nothing.to_string().contains("a loss is one float"), "{nothing}");
+    Ok(())
+}
+
+#[test]
+fn a_softmax_written_out_is_seen_through() -> Result<()> {
+    let mut graph = Graph::default();
+    let declared = Declared { dtype: DType::F32, dims: None };
+    let x = graph.add_value("x", Some(Type::new(DType::F32, &[2, 3])), Source::Input(declared));
+    graph.inputs.push(x);
+    let mut b = Builder::new(&mut graph, "t");
+    let z = b.scale(x, 2.0)?;
+    let e = b.unary("Exp", z);
+    let total = b.sum(e, &[1], false);
+    let total = b.reshape(total, &[2, 1]);
+    let total = b.expand(total, &[2, 3]);
+    let y = b.div(e, total)?;
+    let other = b.unary("Exp", x);
+    let no_softmax = b.div(other, total)?;
+    graph.outputs = vec![y];
+    assert_eq!(find_logits(&graph, None)?, z);
+    graph.outputs = vec![no_softmax];
+    assert_eq!(find_logits(&graph, None)?, no_softmax);
     Ok(())
 }
