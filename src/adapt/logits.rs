@@ -23,7 +23,7 @@ pub fn find_logits(graph: &Graph, name: Option<&str>) -> Result<ValueId> {
     let mut logits = *output;
     let maker = |v: ValueId| producers.get(&v).map(|i| &graph.nodes[*i]);
     while let Some(node) = maker(logits) {
-        let Some(inner) = behind(node).or_else(|| behind_written_out(node, &maker)) else { break };
+        let Some(inner) = behind(graph, node).or_else(|| behind_written_out(node, &maker)) else { break };
         logits = inner;
     }
     let shape = &graph.ty(logits)?.shape;
@@ -46,11 +46,15 @@ fn behind_written_out<'g>(node: &'g Node, maker: &impl Fn(ValueId) -> Option<&'g
 }
 
 /// The input of a node that classifiers end in and that losses do without.
-fn behind(node: &Node) -> Option<ValueId> {
+fn behind(graph: &Graph, node: &Node) -> Option<ValueId> {
     let along_classes = match node.attrs.get("axis") {
         Some(Attr::Int(axis)) => matches!(axis, 1 | -1),
         _ => true,
     };
-    let ends = node.is("Identity") || ((node.is("Softmax") || node.is("LogSoftmax")) && along_classes);
+    // Softmax of old operator sets works on the input as a matrix, and stands between reshapes.
+    let same =
+        node.input(0).zip(node.output(0)).is_some_and(|(x, y)| graph[x].ty.is_some() && graph[x].ty == graph[y].ty);
+    let neutral = same && ["Reshape", "Flatten", "Squeeze", "Unsqueeze"].iter().any(|op| node.is(op));
+    let ends = node.is("Identity") || neutral || ((node.is("Softmax") || node.is("LogSoftmax")) && along_classes);
     node.input(0).filter(|_| ends)
 }

@@ -127,6 +127,15 @@ fn a_loss_of_its_own_trains_as_the_same_loss_from_outside() -> Result<()> {
     Ok(())
 }
 
+/// A softmax with a reshape to the same shape behind it.
+fn old_softmax(graph: &mut Graph, z: bisam::ir::ValueId) -> bisam::ir::ValueId {
+    let mut b = Builder::new(graph, "old");
+    let soft = b.softmax("Softmax", z, 1);
+    let shape = b.ints(&[2, 3]);
+    let ty = b.ty(soft);
+    b.op("Reshape", &[soft, shape], bisam::ir::Attrs::new(), ty)
+}
+
 #[test]
 fn a_softmax_written_out_is_seen_through() -> Result<()> {
     let mut graph = Graph::default();
@@ -143,6 +152,10 @@ fn a_softmax_written_out_is_seen_through() -> Result<()> {
     let other = b.unary("Exp", x);
     let no_softmax = b.div(other, total)?;
     graph.outputs = vec![y];
+    assert_eq!(find_logits(&graph, None)?, z);
+    // As files of old operator sets have it.
+    let soft = old_softmax(&mut graph, z);
+    graph.outputs = vec![soft];
     assert_eq!(find_logits(&graph, None)?, z);
     graph.outputs = vec![no_softmax];
     assert_eq!(find_logits(&graph, None)?, no_softmax);
