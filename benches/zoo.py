@@ -11,9 +11,11 @@ the form's mode, and every gradient is checked one of two ways:
 
 - An initializer that holds a parameter of the network, up to its layout, a factor per channel (a folded BatchNormalization) or
   a split into several, is compared with autograd's gradient of that parameter: ‖a − b‖ ≤ 1e-3 max(‖b‖, 1e-3 largest ‖b‖), b computed in float64 or in float32.
-  Where units lie at a kink, rounding decides which side counts: then other batches are tried, and in the end three times the
-  error of PyTorch's own float32 gradient against its float64 one is allowed; the report marks these with ≈.
-- Any other float initializer is compared with central differences of ONNX Runtime's loss along one direction.
+  Where units lie at a kink, rounding decides which side counts: up to six batches are tried, and one that agrees is enough.
+  If none does and PyTorch's own float32 gradient is off from its float64 one by a third of the error or more, the form is
+  undecided, which is neither pass nor failure.
+- Any other float initializer is compared with central differences of ONNX Runtime's loss along a direction: within a tenth, at one of
+  five steps along one of two directions; a gradient below 2 % of the largest is compared with that.
 
 Exports, inputs and references stay in .zoo/ and are used again.
 """
@@ -25,6 +27,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -391,7 +394,7 @@ def prepare(name, form, network, again):
         traceback.print_exc()
         path.unlink(missing_ok=True)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        refused.write_text(f"{type(error).__name__}: {lines[0][:200]}")
+        refused.write_text(f"{type(error).__name__}: {lines[0][:200]}".replace(str(path), path.name))
         return None, refused.read_text()
 
 
@@ -469,8 +472,7 @@ def check(name, form, network, bisam, again):
         row |= {"batches": seed - SEEDS[0] + 1, "compared": len(errors), "worst": worst, "worst_name": whose}
         row["loss"] = abs(float(got["loss"]) - float(expected["loss"])) / abs(float(expected["loss"]))
         row["rounding"] = float(expected["rounding"])
-        allowed = max(TOLERANCE, min(3 * row["rounding"], 0.1))
-        if worst <= TOLERANCE or not worst < KINK or seed - SEEDS[0] >= 2 and worst <= allowed:
+        if worst <= TOLERANCE or not worst < KINK:
             break
     # A file that runs in another mode than asked for says nothing about the gradients in that mode.
     bare = form == "dynamo-train" and any(n.op_type == "BatchNormalization" for n in proto.graph.node)
@@ -480,7 +482,9 @@ def check(name, form, network, bisam, again):
     row |= {"worst_difference": slope, "worst_difference_name": whose}
     if not row["loss"] <= 1e-4:
         row["failed"] = f"the loss is off by {row['loss']:.1e}"
-    elif not worst <= allowed:
+    elif TOLERANCE < worst <= min(3 * row["rounding"], 0.1):
+        row["undecided"] = f"off by {worst:.1e}, PyTorch's own float32 gradient by {row['rounding']:.1e}, in {row['batches']} batches"
+    elif not worst <= TOLERANCE:
         row["failed"] = f"the gradient of {row['worst_name']} is off by {worst:.1e} (rounding {expected['rounding']:.0e})"
     elif not slope <= DIFFERENCE_TOLERANCE:
         row["failed"] = f"{whose} is off by {slope:.1e} against differences"
@@ -528,7 +532,7 @@ def passed(name, form):
     """Whether the last run of a form passed."""
     file = CACHE / name / f"{form}.row.json"
     row = json.loads(file.read_text()) if file.exists() else {"failed": "not run"}
-    return "failed" not in row and "refused" not in row
+    return not {"failed", "undecided", "refused"} & row.keys()
 
 
 # The report
@@ -543,7 +547,7 @@ def line(row):
     if "worst" in row:
         head += f" {row['compared']:4} {row['worst']:.0e} {row['differenced']:4} {row['worst_difference']:.0e} {row['unchecked']:3}"
     head += f" {row.get('seconds', 0):5.1f} s {row['batch'] if row.get('batch') == 'fixed' else ''}"
-    return head + (f"  FAILED {row['failed']}" if "failed" in row else "")
+    return head + "".join(f"  {k.upper()} {row[k]}" for k in ("failed", "undecided") if k in row)
 
 
 def cell(row):
@@ -551,8 +555,14 @@ def cell(row):
         return "–"
     if "worst" not in row:
         return "fails"
-    mark = "**" if "failed" in row else "≈" if row["worst"] > TOLERANCE else ""
+    mark = "**" if "failed" in row else "≈" if "undecided" in row else ""
     return f"{mark}{row['worst']:.0e}{mark} · {row['nodes']} · {row['seconds']:.1f} s"
+
+
+def plain(message):
+    """A message without a terminal's colours, paths and what Markdown would take for a table."""
+    message = re.sub(r"\x1b\[\d+m", "", message).replace(f"{ROOT}/", "")
+    return message.replace("|", "/")
 
 
 def report(rows):
@@ -561,14 +571,19 @@ def report(rows):
     for row in rows:
         by_name.setdefault(row["name"], {})[row["form"]] = row
     counted = [r for r in rows if "refused" not in r]
-    passed = [r for r in counted if "failed" not in r]
+    failing = [r for r in counted if "failed" in r]
+    undecided = [r for r in counted if "undecided" in r]
+    right = len(counted) - len(failing) - len(undecided)
+    retried = [r for r in counted if r.get("batches", 1) > 1 and "failed" not in r and "undecided" not in r]
+    missing = len(NETWORKS) * len(FORMS) - len(rows)
     text = [
         "# Gradients of real exports",
         "",
         "Made by `make zoo`. Each cell: worst relative error of a parameter's gradient against PyTorch's autograd · nodes of the file",
-        "· processor seconds of `bisam grad` (import, differentiation and one run). A dash is a form that its exporter refused.",
+        "· processor seconds of `bisam grad` (import, differentiation and one run). A dash is a form that is not counted.",
         "",
-        f"{len(by_name)} architectures, {len(counted)} exports, {len(passed)} pass.",
+        f"{len({r['name'] for r in counted})} architectures, {len(counted)} exports: {right} pass ({len(retried)} of them not with",
+        f"the first batch), {len(undecided)} undecided, {len(failing)} fail. {missing} forms of the table were not run.",
         f"Of their initializers {sum(r.get('compared', 0) for r in counted):,} are compared with autograd,",
         f"{sum(r.get('differenced', 0) for r in counted):,} with central differences.",
         "",
@@ -579,9 +594,9 @@ def report(rows):
         parameters = next((r["parameters"] for r in forms.values() if "parameters" in r), 0)
         cells = " | ".join(cell(forms[f]) if f in forms else "" for f in FORMS)
         text.append(f"| {name} | {next(iter(forms.values()))['source']} | {parameters:,} | {cells} |")
-    for title, key in (("Failures", "failed"), ("Refused by the exporter, not counted", "refused")):
+    for title, key in (("Failures", "failed"), ("Undecided", "undecided"), ("Not counted: no file, or no reference", "refused")):
         text += ["", f"## {title}", ""]
-        text += [f"- {r['name']}, {r['form']}: {r[key].replace('|', '/')}" for r in rows if key in r] or ["None."]
+        text += [f"- {r['name']}, {r['form']}: {plain(r[key])}" for r in rows if key in r] or ["None."]
     return "\n".join(text) + "\n"
 
 
@@ -592,7 +607,7 @@ def main():
     parser.add_argument("--again", action="store_true", help="export anew")
     parser.add_argument("--report", action="store_true", help="write the report from the rows of earlier runs")
     parser.add_argument("--open", action="store_true", help="only what has not passed in an earlier run")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
 
     def chosen(name, words):
         return not words or any(w in name or fnmatch.fnmatch(name, w) for w in words)
