@@ -54,10 +54,10 @@ class Cnn3d(nn.Module):
 class Recurrent(nn.Module):
     """A recurrent layer over a sequence; the last step is classified."""
 
-    def __init__(self, kind, bidirectional=False, layers=1, **options):
+    def __init__(self, kind, bidirectional=False, layers=1, width=12, **options):
         super().__init__()
-        self.layer = kind(6, 12, layers, batch_first=True, bidirectional=bidirectional, **options)
-        self.head = nn.Linear(24 if bidirectional else 12, CLASSES)
+        self.layer = kind(6, width, layers, batch_first=True, bidirectional=bidirectional, **options)
+        self.head = nn.Linear(width * (1 + bidirectional), CLASSES)
 
     def forward(self, x):
         return self.head(self.layer(x)[0][:, -1])

@@ -84,3 +84,9 @@ fn wrong_usage_is_exit_code_2() {
     assert_eq!(bisam(&["inspect"]).status.code(), Some(2));
     assert_eq!(bisam(&["gradcheck", "models/mlp.onnx", "--batch", "0"]).status.code(), Some(2));
 }
+
+#[test]
+fn half_precision_is_mentioned() {
+    let shown = text(&["inspect", "tests/forms/half.onnx"]);
+    assert!(shown.contains("stored as f16"), "{shown}");
+}

@@ -131,6 +131,10 @@ fn parameters(page: &mut Page, r: &Report, all: bool) {
         let text = page.paint(&format!("{}  (-v lists them)", notes.join(" · ")), Tone::Dim);
         page.line(&format!("  {text}"));
     }
+    if let Some(half) = r.tensors.iter().find(|t| t.role == Used::Trained && matches!(t.dtype.as_str(), "f16" | "bf16"))
+    {
+        page.line(&format!("  stored as {}: computed and trained in f32, written back as they were", half.dtype));
+    }
     if !r.merged.is_empty() {
         let mut from: Vec<&str> = r.merged.iter().map(|m| m.initializer.as_str()).collect();
         from.sort_unstable();

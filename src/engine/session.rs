@@ -172,7 +172,8 @@ impl Session {
             }
         };
         let provider = match device {
-            Device::Cpu => CPU::default().with_arena_allocator(true).build(),
+            // What runs once, without optimization, gives its memory back instead of keeping it in an arena.
+            Device::Cpu => CPU::default().with_arena_allocator(level != GraphOptimizationLevel::Disable).build(),
             Device::Cuda(n) => {
                 super::cuda::preload(&runtime.path);
                 CUDA::default().with_device_id(n).with_tf32(false).build().error_on_failure()
@@ -266,7 +267,7 @@ impl Session {
         })?;
         // SAFETY: the run made these values for this caller.
         let results: Vec<Value> = results.into_iter().map(|v| unsafe { Value::from_raw(v) }).collect::<Result<_>>()?;
-        results.iter().map(Value::to_tensor).collect()
+        results.into_iter().map(|v| v.to_tensor()).collect()
     }
 
     /// A binding of this session.

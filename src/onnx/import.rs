@@ -52,6 +52,7 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
         let mut proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
             Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
         })?;
+        drop(bytes);
         let folder = path.parent().unwrap_or(Path::new(""));
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         artifacts::recover(&mut proto, folder)?;

@@ -5,7 +5,7 @@ use super::{Ends, Prepared, Preset, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
 use crate::autodiff::{lower, table};
 use crate::error::{Error, Result};
-use crate::ir::{Attr, Declared, Dim, Graph, Node, Source, Value, ValueId};
+use crate::ir::{Attr, DType, Declared, Dim, Graph, Node, Source, Value, ValueId};
 use crate::onnx::{Model, Role};
 use crate::trace::{Evaluator, Sizes};
 use serde::Serialize;
@@ -75,7 +75,7 @@ pub struct Logits {
 pub struct Tensor {
     /// Name of the initializer, or the name that untying gave it.
     pub name: String,
-    /// Element type.
+    /// Element type in the file; half precision is computed and trained in f32.
     pub dtype: String,
     /// Shape.
     pub shape: Vec<usize>,
@@ -299,6 +299,9 @@ impl<'a> Inspection<'a> {
             self.model.roles.iter().map(|r| (r.value, (r.role, r.reason))).collect();
         let merged: HashMap<&str, &str> = self.untied.iter().map(|u| (u.name.as_str(), u.merged.as_str())).collect();
         let read = self.graph.readers();
+        let stored = self.model.proto.graph.initializer.iter();
+        let stored: HashMap<&str, DType> =
+            stored.filter_map(|i| Some((i.name.as_str(), DType::from_onnx(i.data_type)?))).collect();
         let mut tensors = Vec::new();
         for v in self.graph.value_ids() {
             let value = &self.graph[v];
@@ -319,7 +322,7 @@ impl<'a> Inspection<'a> {
             }
             tensors.push(Tensor {
                 name: value.name.clone(),
-                dtype: t.dtype().to_string(),
+                dtype: stored.get(value.name.as_str()).copied().unwrap_or(t.dtype()).to_string(),
                 shape: t.shape().to_vec(),
                 count: t.len(),
                 role,

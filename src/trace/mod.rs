@@ -8,10 +8,11 @@ mod control;
 mod fold;
 
 use crate::error::{Error, Result};
-use crate::ir::{Declared, Dim, Graph, Source, Tensor, Type, ValueId};
+use crate::ir::{DType, Declared, Dim, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
 use onnx_protobuf::{Message, ModelProto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 /// Runs plain ONNX models; the engine implements it on ONNX Runtime.
 pub trait Evaluator {
@@ -87,6 +88,23 @@ pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Resu
     graph.check_typed()
 }
 
+/// What to do about a graph that does not run on inputs of these shapes.
+fn advice(graph: &Graph, shapes: &BTreeMap<ValueId, Vec<usize>>) -> String {
+    let declared = |(v, shape): (&ValueId, &Vec<usize>)| match &graph[*v].source {
+        Source::Input(Declared { dims: Some(dims), .. }) => match dims.first() {
+            Some(Dim::Fixed(n)) if shape.first() != Some(n) => Some(*n),
+            _ => None,
+        },
+        _ => None,
+    };
+    match shapes.iter().find_map(declared) {
+        Some(n) => format!("the file is made for batches of {n}: export it with a dynamic batch dimension, or use {n}"),
+        None => {
+            "check the file with `bisam verify`; `bisam inspect --dim NAME=SIZE` tries sizes that it leaves open".into()
+        }
+    }
+}
+
 /// Types at `batch`, where the inputs have the shapes `targets`, from runs at the two traced batch sizes.
 fn small_batches(
     graph: &Graph,
@@ -139,36 +157,84 @@ pub(crate) fn probe(ty: &Type) -> Tensor {
 }
 
 /// Runs the graph with every value exposed; the type of each.
+///
+/// It runs in parts, one after the other: only what later parts read is held. Large weights are passed, not written into the
+/// model, which would copy them several times.
 fn trace(
     graph: &Graph,
     shapes: &BTreeMap<ValueId, Vec<usize>>,
     run: &dyn Evaluator,
 ) -> Result<BTreeMap<ValueId, Type>> {
-    let mut exposed = graph.clone();
+    let mut part = graph.clone();
+    let mut types: BTreeMap<ValueId, Type> = BTreeMap::new();
+    let mut known: HashMap<ValueId, Tensor> = HashMap::new();
     for (v, shape) in shapes {
         if let Source::Input(Declared { dtype, .. }) = &graph[*v].source {
-            exposed[*v].ty = Some(Type::new(*dtype, shape));
+            let ty = Type::new(*dtype, shape);
+            known.insert(*v, probe(&ty));
+            part[*v].ty = Some(ty.clone());
+            types.insert(*v, ty);
+        }
+    }
+    for v in graph.value_ids() {
+        let large = |t: &&Tensor| t.dtype() == DType::F32 && t.bytes().len() > LARGE;
+        if let Some(tensor) = graph.tensor(v).filter(large) {
+            part.set_source(v, Source::Input(Declared { dtype: DType::F32, dims: None }));
+            known.insert(v, tensor.clone());
         }
     }
     let lists = control::sequences(graph);
-    let made = exposed.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied());
-    exposed.outputs = made.filter(|v| !lists.contains(v)).collect();
-    let mut types: BTreeMap<ValueId, Type> = BTreeMap::new();
-    let mut inputs = Vec::new();
-    for v in &exposed.inputs {
-        let ty = exposed.ty(*v)?.clone();
-        inputs.push((exposed[*v].name.clone(), probe(&ty)));
-        types.insert(*v, ty);
+    for range in parts(graph, &lists) {
+        part.nodes = graph.nodes[range.clone()].to_vec();
+        let made: HashSet<ValueId> = part.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
+        let read: BTreeSet<ValueId> = part.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+        part.inputs = read.into_iter().filter(|v| known.contains_key(v)).collect();
+        part.outputs = made.into_iter().filter(|v| !lists.contains(v)).collect();
+        let inputs: Vec<(&str, &Tensor)> = part.inputs.iter().map(|v| (graph[*v].name.as_str(), &known[v])).collect();
+        let model = encode(&emit(&part, Weights::Initializers))?;
+        let values = run.evaluate(&model, &inputs).map_err(|e| {
+            Error::new(format!("the model does not run: {}", e.cause())).hint_from(&e).hint(advice(graph, shapes))
+        })?;
+        let later: HashSet<ValueId> =
+            graph.nodes[range.end..].iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+        known.retain(|v, _| later.contains(v));
+        for (v, tensor) in std::mem::take(&mut part.outputs).into_iter().zip(values) {
+            let ty = tensor.ty();
+            types.insert(v, ty.clone());
+            if later.contains(&v) {
+                part.set_source(v, Source::Input(Declared { dtype: ty.dtype, dims: None }));
+                part[v].ty = Some(ty);
+                known.insert(v, tensor);
+            }
+        }
     }
-    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let model = encode(&emit(&exposed, Weights::Initializers))?;
-    let values = run.evaluate(&model, &inputs).map_err(|e| {
-        Error::new(format!("the model does not run: {}", e.cause()))
-            .hint_from(&e)
-            .hint("check the file with `bisam verify`; `bisam inspect --dim NAME=SIZE` tries sizes that it leaves open")
-    })?;
-    types.extend(exposed.outputs.iter().zip(values).map(|(v, t)| (*v, t.ty())));
     Ok(types)
+}
+
+/// Bytes from which on a weight is passed to a part of a trace.
+const LARGE: usize = 1 << 16;
+
+/// Nodes in a part of a trace, and most parts; a list of tensors does not leave its part.
+const PART: usize = 8;
+const PARTS: usize = 64;
+
+/// The nodes of each part of a trace.
+fn parts(graph: &Graph, lists: &HashSet<ValueId>) -> Vec<Range<usize>> {
+    let most = PART.max(graph.nodes.len() / PARTS);
+    let mut last_read: HashMap<ValueId, usize> = HashMap::new();
+    for (i, node) in graph.nodes.iter().enumerate() {
+        last_read.extend(node.inputs.iter().flatten().filter(|v| lists.contains(v)).map(|v| (*v, i)));
+    }
+    let (mut parts, mut start, mut held) = (Vec::new(), 0, 0);
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if i > held && i - start >= most {
+            parts.push(start..i);
+            start = i;
+        }
+        held = node.outputs.iter().flatten().filter_map(|v| last_read.get(v)).fold(held, |h, i| h.max(*i));
+    }
+    parts.push(start..graph.nodes.len());
+    parts
 }
 
 /// Encodes a model for the runtime.
