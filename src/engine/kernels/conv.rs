@@ -10,6 +10,7 @@
 //!
 //! How the work is divided depends on the shapes alone, so results do not depend on the number of threads.
 
+use super::depthwise;
 use super::dots::{DY_ROWS, Dots, dots_panels};
 use super::product::{PANELS, Product, held};
 use super::simd::{LANES, Level, run};
@@ -45,6 +46,11 @@ pub struct Geometry {
 impl Geometry {
     fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
+    }
+
+    /// Whether every group has one channel on either side.
+    fn depthwise(&self) -> bool {
+        self.groups == self.c && self.groups == self.m
     }
 
     /// Whether these are the numbers of elements of X, W and Y; the kernels read and write without looking again.
@@ -231,6 +237,87 @@ fn product(
     });
 }
 
+/// Planes of a depthwise task: enough positions to be worth a thread's while.
+const PLANE_NUMBERS: usize = 1 << 14;
+
+/// A pass of a depthwise convolution: `source` and `target` are the first planes, `kernel` is a channel's number of weights.
+#[allow(clippy::too_many_arguments)]
+fn depthwise_product(
+    g: &Geometry,
+    pass: &Pass,
+    source: Raw<*const f32>,
+    target: Raw<*mut f32>,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    add: bool,
+    level: Level,
+    pool: &dyn Pool,
+) {
+    let planes = g.n * g.c;
+    let numbers = depthwise::held(pass);
+    let of_task = PLANE_NUMBERS.div_ceil(numbers.max(1));
+    let (weights, bias) = (Raw(weight.as_ptr()), Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr)));
+    pool.run(planes.div_ceil(of_task), &|task| {
+        SCRATCH.with_buffer_of(numbers, |scratch| {
+            let job = depthwise::Planes {
+                pass,
+                source: source.get(),
+                target: target.get(),
+                weights: weights.get(),
+                kernel: g.taps(),
+                channels: g.c,
+                bias: bias.get(),
+                add,
+                planes: task * of_task..((task + 1) * of_task).min(planes),
+                scratch,
+            };
+            // SAFETY: the level is one this processor has, and every task has planes of its own.
+            unsafe { run(level, &job) };
+        });
+    });
+}
+
+/// W̄ of a depthwise convolution, into `dw`; samples are summed in parts where there are few channels.
+fn depthwise_weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], level: Level, pool: &dyn Pool) {
+    let pass = forward_pass(g);
+    let numbers = depthwise::dots_held(&pass);
+    let [x_plane, dy_plane] = [g.input, g.output].map(|p| p[0] * p[1]);
+    let parts = (4 * PARTS).div_ceil(g.c.max(1)).min(g.n).max(1);
+    SUMS.with_buffer(|sums| {
+        sums.clear();
+        sums.resize(parts * dw.len(), 0.0);
+        let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums.as_mut_ptr()));
+        pool.run(g.c * parts, &|task| {
+            let (channel, part) = (task / parts, task % parts);
+            SCRATCH.with_buffer_of(numbers, |scratch| {
+                // SAFETY: the level is one this processor has, and every task has numbers of its own in the sums.
+                unsafe {
+                    let job = depthwise::Dots {
+                        pass: &pass,
+                        x: px.get().add(channel * x_plane),
+                        dy: pdy.get().add(channel * dy_plane),
+                        channels: g.c,
+                        samples: g.n * part / parts..g.n * (part + 1) / parts,
+                        sum: psum.get().add((part * g.c + channel) * g.taps()),
+                        scratch,
+                    };
+                    run(level, &job);
+                }
+            });
+        });
+        add_parts(sums, dw);
+    });
+}
+
+/// Adds up sums that were made apart.
+fn add_parts(sums: &[f32], total: &mut [f32]) {
+    let (first, rest) = sums.split_at(total.len());
+    total.copy_from_slice(first);
+    for part in rest.chunks_exact(total.len().max(1)) {
+        total.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+    }
+}
+
 /// Y = W ∗ X + B.
 ///
 /// Slices have the lengths of X, W, B `[M]` and Y.
@@ -248,6 +335,10 @@ pub fn forward(
         return Err(Error::new(format!("a bias of {} elements for {} channels", bias.len(), g.m)));
     }
     let pass = forward_pass(g);
+    if g.depthwise() {
+        depthwise_product(g, &pass, Raw(x.as_ptr()), Raw(y.as_mut_ptr()), weight, bias, false, level, pool);
+        return Ok(());
+    }
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
     let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
     let source = Side { data: Raw(x.as_ptr()), channels: g.c };
@@ -278,6 +369,11 @@ pub fn input_gradient(
         if pass.taps.is_empty() && add {
             continue;
         }
+        if g.depthwise() {
+            let (source, target) = (Raw(dy.as_ptr()), Raw(dx.as_mut_ptr()));
+            depthwise_product(g, &pass, source, target, weight, None, add, level, pool);
+            continue;
+        }
         let source = Side { data: Raw(dy.as_ptr()), channels: g.m };
         let target = Side { data: Raw(dx.as_mut_ptr()), channels: g.c };
         WEIGHTS.with_buffer(|packed| {
@@ -305,6 +401,10 @@ pub fn weight_gradient(
     pool: &dyn Pool,
 ) -> Result<()> {
     g.check(x.len(), dw.len(), dy.len())?;
+    if g.depthwise() {
+        depthwise_weight_gradient(g, x, dy, dw, level, pool);
+        return Ok(());
+    }
     let forward = forward_pass(g);
     let tap = Tap { offset: [0, 0], index: 0 };
     let identity = Pass { source: g.output, step: [1, 1], taps: vec![tap], ..forward.clone() };
@@ -351,11 +451,7 @@ pub fn weight_gradient(
                 }
             });
         });
-        let (first, rest) = sums.split_at(dw.len());
-        dw.copy_from_slice(first);
-        for part in rest.chunks_exact(dw.len().max(1)) {
-            dw.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
-        }
+        add_parts(sums, dw);
     });
     Ok(())
 }
@@ -444,6 +540,11 @@ mod tests {
         agrees(&geometry([2, 4, 6, 1], [12, 10], [3, 2], [2, 3], [3, 2], around(2)));
         agrees(&geometry([2, 6, 9, 3], [10, 10], [3, 3], one, one, around(1)));
         agrees(&geometry([2, 20, 20, 20], [9, 9], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([2, 5, 5, 5], [30, 33], [5, 5], one, one, around(2)));
+        agrees(&geometry([2, 5, 5, 5], [14, 9], [3, 5], [2, 3], [2, 1], ([1, 0], [0, 3])));
+        agrees(&geometry([3, 40, 40, 40], [2, 2], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([2, 3, 3, 3], [9, 20], [7, 7], one, one, around(3)));
+        agrees(&geometry([2, 3, 3, 3], [8, 8], [2, 2], [3, 3], one, none));
         agrees(&geometry([4, 33, 17, 1], [7, 7], [1, 1], one, one, none));
         agrees(&geometry([4, 9, 18, 1], [8, 8], [1, 1], [2, 2], one, none));
         agrees(&geometry([1, 3, 20, 1], [16, 16], [4, 4], [4, 4], one, none));

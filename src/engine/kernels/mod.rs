@@ -12,6 +12,7 @@
 //! | `BatchNormGrad` | X, Ȳ, γ, β, μ, v, Y? | X̄, γ̄, β̄, the residual's? |
 
 mod conv;
+mod depthwise;
 mod dots;
 mod norm;
 mod product;
