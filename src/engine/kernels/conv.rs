@@ -12,6 +12,7 @@
 
 use super::depthwise;
 use super::dots::{DY_ROWS, Dots, dots_panels};
+use super::outer;
 use super::product::{PANELS, Product, held};
 use super::simd::{LANES, Level, run};
 use super::unfold::Frame;
@@ -309,6 +310,53 @@ fn depthwise_weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]
     });
 }
 
+/// W̄ as a sum of outer products, into `dw`.
+fn outer_weight_gradient(
+    g: &Geometry,
+    forward: &Pass,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+    level: Level,
+    pool: &dyn Pool,
+) {
+    let (rows, channels) = (g.m / g.groups, g.c / g.groups);
+    let (x_plane, dy_plane) = (g.input[0] * g.input[1], g.output[0] * g.output[1]);
+    let depth = channels * g.taps();
+    let of_task = outer::channels_of_task(g.taps()).min(channels.max(1));
+    let tasks = channels.div_ceil(of_task);
+    let numbers = outer::held(forward, g.n, of_task, level.tile());
+    WEIGHTS.with_buffer(|packed| {
+        packed.resize(dy.len(), 0.0);
+        let group_len = rows * g.n * dy_plane;
+        for (group, out) in packed.chunks_exact_mut(group_len.max(1)).enumerate() {
+            outer::pack(dy, (g.n, g.m, dy_plane), group * rows..(group + 1) * rows, level.tile().0, out);
+        }
+        let (px, pdy, pdw) = (Raw(x.as_ptr()), Raw(packed.as_ptr()), Raw(dw.as_mut_ptr()));
+        pool.run(g.groups * tasks, &|task| {
+            let (group, first) = (task / tasks, task % tasks * of_task);
+            SCRATCH.with_buffer_of(numbers, |scratch| {
+                // SAFETY: the level is one this processor has, and every task has weights of its own.
+                unsafe {
+                    let job = outer::Outer {
+                        forward,
+                        n: g.n,
+                        x: px.get().add((group * channels + first) * x_plane),
+                        channels_of_sample: g.c,
+                        channels: of_task.min(channels - first),
+                        dy: pdy.get().add(group * group_len),
+                        rows,
+                        dw: pdw.get().add(group * rows * depth + first * g.taps()),
+                        depth,
+                        scratch,
+                    };
+                    run(level, &job);
+                }
+            });
+        });
+    });
+}
+
 /// Adds up sums that were made apart.
 fn add_parts(sums: &[f32], total: &mut [f32]) {
     let (first, rest) = sums.split_at(total.len());
@@ -406,6 +454,10 @@ pub fn weight_gradient(
         return Ok(());
     }
     let forward = forward_pass(g);
+    if g.n * g.output[0] * g.output[1] <= outer::MOST {
+        outer_weight_gradient(g, &forward, x, dy, dw, level, pool);
+        return Ok(());
+    }
     let tap = Tap { offset: [0, 0], index: 0 };
     let identity = Pass { source: g.output, step: [1, 1], taps: vec![tap], ..forward.clone() };
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
@@ -540,6 +592,10 @@ mod tests {
         agrees(&geometry([2, 4, 6, 1], [12, 10], [3, 2], [2, 3], [3, 2], around(2)));
         agrees(&geometry([2, 6, 9, 3], [10, 10], [3, 3], one, one, around(1)));
         agrees(&geometry([2, 20, 20, 20], [9, 9], [3, 3], [2, 2], one, around(1)));
+        // Enough positions, or just too many, for outer products.
+        agrees(&geometry([8, 40, 21, 1], [8, 8], [3, 3], one, one, around(1)));
+        agrees(&geometry([8, 34, 22, 2], [8, 8], [1, 1], one, one, none));
+        agrees(&geometry([9, 34, 22, 2], [8, 8], [3, 3], one, one, around(1)));
         agrees(&geometry([2, 5, 5, 5], [30, 33], [5, 5], one, one, around(2)));
         agrees(&geometry([2, 5, 5, 5], [14, 9], [3, 5], [2, 3], [2, 1], ([1, 0], [0, 3])));
         agrees(&geometry([3, 40, 40, 40], [2, 2], [3, 3], [2, 2], one, around(1)));

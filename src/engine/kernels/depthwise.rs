@@ -40,12 +40,12 @@ impl Frame {
 
     /// Numbers of the components, and as many more as vectors may read past the last position.
     fn len(&self) -> usize {
-        self.step[0] * self.step[1] * self.rows * self.width + VECTORS * LANES
+        self.step[0] * self.step[1] * self.rows * self.width + self.width + LANES
     }
 
-    /// Positions, with those between rows, in whole groups of vectors.
+    /// Positions, with those between rows, in whole vectors.
     fn positions(&self, pass: &Pass) -> usize {
-        (pass.grid[0] * self.width).next_multiple_of(VECTORS * LANES)
+        (pass.grid[0] * self.width).next_multiple_of(LANES)
     }
 
     /// The component that a kernel element reads, and where in it the first position lies.
@@ -125,6 +125,28 @@ pub fn held(pass: &Pass) -> usize {
     frame.len() + frame.positions(pass)
 }
 
+/// V vectors of positions: bias + Σ weight·source over the kernel elements (place, index, weight).
+#[inline(always)]
+unsafe fn sums<L: Lanes, const V: usize, const U: usize>(
+    taps: &[(usize, usize, f32)],
+    bias: L,
+    from: *const f32,
+    to: *mut f32,
+) {
+    unsafe {
+        let mut sums = [bias; V];
+        for (place, _, weight) in taps {
+            let (w, from) = (L::splat(*weight), from.add(*place));
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = w.mul_add(L::load(from.add(v * LANES)), *sum);
+            }
+        }
+        for (v, sum) in sums.iter().enumerate() {
+            sum.store(to.add(v * LANES));
+        }
+    }
+}
+
 impl Job for Planes<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
@@ -147,18 +169,10 @@ impl Job for Planes<'_> {
                 let bias = L::splat(if self.bias.is_null() { 0.0 } else { *self.bias.add(channel) });
                 let mut at = 0;
                 while at < positions {
-                    let from = self.scratch.add(at);
-                    let mut sums = [bias; VECTORS];
-                    for (place, _, weight) in &taps {
-                        let (w, from) = (L::splat(*weight), from.add(*place));
-                        for (v, sum) in sums.iter_mut().enumerate() {
-                            *sum = w.mul_add(L::load(from.add(v * LANES)), *sum);
-                        }
-                    }
-                    for (v, sum) in sums.iter().enumerate() {
-                        sum.store(result.add(at + v * LANES));
-                    }
-                    at += VECTORS * LANES;
+                    let vectors = VECTORS.min((positions - at) / LANES);
+                    let (from, to) = (self.scratch.add(at).cast_const(), result.add(at));
+                    with_sizes!(sums, L, vectors, 1, [1 2 3 4][1], (&taps, bias, from, to));
+                    at += vectors * LANES;
                 }
                 let target = self.target.add(plane * target_plane);
                 for i in 0..pass.grid[0] {

@@ -15,6 +15,7 @@ mod conv;
 mod depthwise;
 mod dots;
 mod norm;
+mod outer;
 mod product;
 mod simd;
 mod unfold;

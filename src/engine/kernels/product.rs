@@ -7,7 +7,7 @@ use super::with_sizes;
 
 /// R rows and V vectors of a product: c = init + a·b with a as [depth, R] and row i of b at `offsets[i]` from each of `b`.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
+pub unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
     offsets: &[usize],
     mut a: *const f32,
     b: &[*const f32; 3],

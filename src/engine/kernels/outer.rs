@@ -1,0 +1,124 @@
+//! The weight gradient where there are few positions: a sum of outer products.
+//!
+//! W̄ [M, C·K₁·K₂] is Ȳ [M, Q] times the unfolded X [C·K₁·K₂, Q] transposed. With many positions Q its elements are dot products
+//! ([`super::dots`]); with few, adding up the lanes of every dot product would take longer than the products, so X is
+//! transposed instead, and W̄ is computed as any matrix product.
+
+use super::conv::Pass;
+use super::product::tile;
+use super::simd::{Job, LANES, Lanes};
+use super::unfold::{Run, copy, runs, unfold};
+use super::with_sizes;
+
+/// Positions up to which this is the faster way.
+pub const MOST: usize = 512;
+/// Rows of the unfolded X in one task, about.
+const ROWS: usize = 144;
+
+/// Some channels' part of the weight gradient of one group.
+pub struct Outer<'a> {
+    pub forward: &'a Pass,
+    /// Samples.
+    pub n: usize,
+    /// Planes of the part's first channel in the first sample.
+    pub x: *const f32,
+    pub channels_of_sample: usize,
+    pub channels: usize,
+    /// Ȳ of the group as [`pack`] lays it out, and its rows.
+    pub dy: *const f32,
+    pub rows: usize,
+    /// The first row's weights of the part; rows are `depth` apart.
+    pub dw: *mut f32,
+    pub depth: usize,
+    pub scratch: *mut f32,
+}
+
+/// Channels of a task.
+pub fn channels_of_task(taps: usize) -> usize {
+    (ROWS / taps.max(1)).max(1)
+}
+
+/// Numbers between the transposed rows of a task.
+fn pitch(width: usize, (_, vectors): (usize, usize)) -> usize {
+    width.next_multiple_of(vectors * LANES)
+}
+
+/// Numbers of scratch that a task needs.
+pub fn held(pass: &Pass, n: usize, channels: usize, sizes: (usize, usize)) -> usize {
+    let (width, columns) = (channels * pass.taps.len(), n * pass.grid[0] * pass.grid[1]);
+    width * columns.next_multiple_of(LANES) + columns * pitch(width, sizes) + sizes.0 * sizes.1 * LANES
+}
+
+/// Ȳ of one group in blocks of `tile` rows, each [positions of all samples, rows of the block].
+pub fn pack(
+    dy: &[f32],
+    (n, m, plane): (usize, usize, usize),
+    rows: std::ops::Range<usize>,
+    tile: usize,
+    out: &mut [f32],
+) {
+    let mut blocks = out;
+    for first in rows.clone().step_by(tile) {
+        let width = tile.min(rows.end - first);
+        let (block, rest) = blocks.split_at_mut(width * n * plane);
+        blocks = rest;
+        for r in 0..width {
+            for sample in 0..n {
+                let from = &dy[(sample * m + first + r) * plane..][..plane];
+                let to = block[sample * plane * width + r..].iter_mut().step_by(width);
+                to.zip(from).for_each(|(to, from)| *to = *from);
+            }
+        }
+    }
+}
+
+impl Job for Outer<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        let (pass, taps) = (self.forward, self.forward.taps.len());
+        let (width, columns) = (self.channels * taps, self.n * pass.grid[0] * pass.grid[1]);
+        let (unfolded, pitch) = (columns.next_multiple_of(LANES), pitch(width, L::TILE));
+        let sample_len = self.channels_of_sample * pass.source[0] * pass.source[1];
+        let (mut all, mut list): (Vec<Run>, _) = (Vec::new(), Vec::new());
+        runs(pass.grid, 0, columns, &mut all);
+        let offsets: Vec<usize> = (0..columns).map(|q| q * pitch).collect();
+        // SAFETY: scratch holds X unfolded and transposed, and one tile; rows stay within the tensors.
+        unsafe {
+            let right = self.scratch.add(width * unfolded);
+            let result = right.add(columns * pitch);
+            unfold::<L>(pass, self.x, sample_len, self.channels, self.scratch, unfolded, (&all, &mut list));
+            for q in 0..columns {
+                let to = right.add(q * pitch);
+                for r in 0..width {
+                    *to.add(r) = *self.scratch.add(r * unfolded + q);
+                }
+                for r in width..pitch {
+                    *to.add(r) = 0.0;
+                }
+            }
+            let mut at = 0;
+            while at < width {
+                let vectors = L::TILE.1.min((width - at).div_ceil(LANES));
+                let columns_here = (width - at).min(vectors * LANES);
+                let whole = columns_here == vectors * LANES;
+                let mut row = 0;
+                while row < self.rows {
+                    let rows = L::TILE.0.min(self.rows - row);
+                    let to = self.dw.add(row * self.depth + at);
+                    let (base, ld) = if whole { (to, self.depth) } else { (result, L::TILE.1 * LANES) };
+                    let b = [0, 1, 2].map(|v| right.add(at + v.min(vectors - 1) * LANES).cast_const());
+                    let c = [0, 1, 2].map(|v| base.add(v.min(vectors - 1) * LANES));
+                    let a = self.dy.add(row * columns);
+                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, &b, std::ptr::null(), &c, ld));
+                    if !whole {
+                        for r in 0..rows {
+                            copy::<L>(result.add(r * ld), to.add(r * self.depth), columns_here, false);
+                        }
+                    }
+                    row += rows;
+                }
+                at += vectors * LANES;
+            }
+        }
+    }
+}
