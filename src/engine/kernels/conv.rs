@@ -325,7 +325,7 @@ fn outer_weight_gradient(
     let depth = channels * g.taps();
     let of_task = outer::channels_of_task(g.taps()).min(channels.max(1));
     let tasks = channels.div_ceil(of_task);
-    let numbers = outer::held(forward, g.n, of_task, level.tile());
+    let numbers = outer::held(forward, of_task, level.tile());
     WEIGHTS.with_buffer(|packed| {
         packed.resize(dy.len(), 0.0);
         let group_len = rows * g.n * dy_plane;
@@ -454,14 +454,14 @@ pub fn weight_gradient(
         return Ok(());
     }
     let forward = forward_pass(g);
-    if g.n * g.output[0] * g.output[1] <= outer::MOST {
+    let frame = Frame::new(&forward);
+    if outer::pays(g.n * g.output[0] * g.output[1], frame.is_some()) {
         outer_weight_gradient(g, &forward, x, dy, dw, level, pool);
         return Ok(());
     }
     let tap = Tap { offset: [0, 0], index: 0 };
     let identity = Pass { source: g.output, step: [1, 1], taps: vec![tap], ..forward.clone() };
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
-    let frame = Frame::new(&forward);
     let (left, right) = dots_panels(&forward, frame.as_ref());
     // Parts of whole rows where they are framed.
     let unit = if frame.is_some() { g.output[1] } else { 1 };
@@ -592,7 +592,9 @@ mod tests {
         agrees(&geometry([2, 4, 6, 1], [12, 10], [3, 2], [2, 3], [3, 2], around(2)));
         agrees(&geometry([2, 6, 9, 3], [10, 10], [3, 3], one, one, around(1)));
         agrees(&geometry([2, 20, 20, 20], [9, 9], [3, 3], [2, 2], one, around(1)));
-        // Enough positions, or just too many, for outer products.
+        // One block of positions, more of them, and too many for outer products.
+        agrees(&geometry([21, 6, 9, 1], [14, 14], [3, 3], one, one, ([0, 0], [0, 0])));
+        agrees(&geometry([25, 6, 9, 1], [14, 14], [3, 3], one, one, ([0, 0], [1, 1])));
         agrees(&geometry([8, 40, 21, 1], [8, 8], [3, 3], one, one, around(1)));
         agrees(&geometry([8, 34, 22, 2], [8, 8], [1, 1], one, one, none));
         agrees(&geometry([9, 34, 22, 2], [8, 8], [3, 3], one, one, around(1)));

@@ -10,8 +10,8 @@ use super::simd::{Job, LANES, Lanes};
 use super::unfold::{Run, copy, runs, unfold};
 use super::with_sizes;
 
-/// Positions up to which this is the faster way.
-pub const MOST: usize = 512;
+/// Positions that are unfolded and transposed at once.
+const BLOCK: usize = 512;
 /// Rows of the unfolded X in one task, about.
 const ROWS: usize = 144;
 
@@ -44,9 +44,14 @@ fn pitch(width: usize, (_, vectors): (usize, usize)) -> usize {
 }
 
 /// Numbers of scratch that a task needs.
-pub fn held(pass: &Pass, n: usize, channels: usize, sizes: (usize, usize)) -> usize {
-    let (width, columns) = (channels * pass.taps.len(), n * pass.grid[0] * pass.grid[1]);
-    width * columns.next_multiple_of(LANES) + columns * pitch(width, sizes) + sizes.0 * sizes.1 * LANES
+pub fn held(pass: &Pass, channels: usize, sizes: (usize, usize)) -> usize {
+    let width = channels * pass.taps.len();
+    BLOCK * (width + pitch(width, sizes)) + sizes.0 * sizes.1 * LANES
+}
+
+/// Whether this is the faster way for so many positions, framed by the other or not.
+pub fn pays(positions: usize, framed: bool) -> bool {
+    positions <= if framed { BLOCK } else { 8 * BLOCK }
 }
 
 /// Ȳ of one group in blocks of `tile` rows, each [positions of all samples, rows of the block].
@@ -77,42 +82,60 @@ impl Job for Outer<'_> {
     unsafe fn run<L: Lanes>(&self) {
         let (pass, taps) = (self.forward, self.forward.taps.len());
         let (width, columns) = (self.channels * taps, self.n * pass.grid[0] * pass.grid[1]);
-        let (unfolded, pitch) = (columns.next_multiple_of(LANES), pitch(width, L::TILE));
+        let pitch = pitch(width, L::TILE);
         let sample_len = self.channels_of_sample * pass.source[0] * pass.source[1];
         let (mut all, mut list): (Vec<Run>, _) = (Vec::new(), Vec::new());
-        runs(pass.grid, 0, columns, &mut all);
-        let offsets: Vec<usize> = (0..columns).map(|q| q * pitch).collect();
-        // SAFETY: scratch holds X unfolded and transposed, and one tile; rows stay within the tensors.
+        let offsets: Vec<usize> = (0..BLOCK.min(columns)).map(|q| q * pitch).collect();
+        // SAFETY: scratch holds a block of X unfolded and transposed, and one tile; rows stay within the tensors.
         unsafe {
-            let right = self.scratch.add(width * unfolded);
-            let result = right.add(columns * pitch);
-            unfold::<L>(pass, self.x, sample_len, self.channels, self.scratch, unfolded, (&all, &mut list));
-            for q in 0..columns {
-                let to = right.add(q * pitch);
-                for r in 0..width {
-                    *to.add(r) = *self.scratch.add(r * unfolded + q);
+            let right = self.scratch.add(width * BLOCK);
+            let result = right.add(BLOCK * pitch);
+            let mut first = 0;
+            while first < columns {
+                let block = BLOCK.min(columns - first);
+                runs(pass.grid, first, first + block, &mut all);
+                unfold::<L>(pass, self.x, sample_len, self.channels, self.scratch, BLOCK, (&all, &mut list));
+                for q in 0..block {
+                    let to = right.add(q * pitch);
+                    for r in 0..width {
+                        *to.add(r) = *self.scratch.add(r * BLOCK + q);
+                    }
+                    for r in width..pitch {
+                        *to.add(r) = 0.0;
+                    }
                 }
-                for r in width..pitch {
-                    *to.add(r) = 0.0;
-                }
+                self.add_block::<L>(&offsets[..block], first, right, result);
+                first += block;
             }
+        }
+    }
+}
+
+impl Outer<'_> {
+    /// Adds the products of a block of positions from `first` on, the first of which starts the sums.
+    #[inline(always)]
+    unsafe fn add_block<L: Lanes>(&self, offsets: &[usize], first: usize, right: *const f32, result: *mut f32) {
+        let (pass, width) = (self.forward, self.channels * self.forward.taps.len());
+        let columns = self.n * pass.grid[0] * pass.grid[1];
+        // SAFETY: as in `run`.
+        unsafe {
             let mut at = 0;
             while at < width {
                 let vectors = L::TILE.1.min((width - at).div_ceil(LANES));
                 let columns_here = (width - at).min(vectors * LANES);
-                let whole = columns_here == vectors * LANES;
+                let direct = first == 0 && columns_here == vectors * LANES;
                 let mut row = 0;
                 while row < self.rows {
                     let rows = L::TILE.0.min(self.rows - row);
                     let to = self.dw.add(row * self.depth + at);
-                    let (base, ld) = if whole { (to, self.depth) } else { (result, L::TILE.1 * LANES) };
-                    let b = [0, 1, 2].map(|v| right.add(at + v.min(vectors - 1) * LANES).cast_const());
+                    let (base, ld) = if direct { (to, self.depth) } else { (result, L::TILE.1 * LANES) };
+                    let b = [0, 1, 2].map(|v| right.add(at + v.min(vectors - 1) * LANES));
                     let c = [0, 1, 2].map(|v| base.add(v.min(vectors - 1) * LANES));
-                    let a = self.dy.add(row * columns);
-                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, &b, std::ptr::null(), &c, ld));
-                    if !whole {
+                    let a = self.dy.add(row * columns + first * rows);
+                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, &b, std::ptr::null(), &c, ld));
+                    if !direct {
                         for r in 0..rows {
-                            copy::<L>(result.add(r * ld), to.add(r * self.depth), columns_here, false);
+                            copy::<L>(result.add(r * ld), to.add(r * self.depth), columns_here, first > 0);
                         }
                     }
                     row += rows;
