@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench conformance packages zoo clean
+.PHONY: help setup build test demo check bench conformance packages zoo zoo-speed clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
 	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
+	@echo "make zoo-speed   training steps of these exports against PyTorch's, after make zoo"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
 	@echo "make packages     check and fine-tune models that Python packages carry"
 	@echo "make clean   remove what was built and fetched"
@@ -44,6 +45,9 @@ bench: setup build
 
 zoo: setup build
 	$(PYTHON) benches/zoo.py --bisam $(BISAM)
+
+zoo-speed: setup build
+	$(PYTHON) benches/zoo_speed.py --bisam $(BISAM)
 
 conformance: setup
 	$(PYTHON) scripts/fetch_conformance.py

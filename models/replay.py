@@ -5,7 +5,7 @@
 Written from the papers' formulas for legibility, in float64, stored as float32. Arrays of a file:
     settings                      the run's settings: JSON in UTF-8, as bytes (uint8)
     <input name>, labels          the batches, [step, sample, ...]
-    ascent_loss, descent_loss     per step; for sgd and adamw only descent_loss, the loss of their single pass
+    ascent_loss, descent_loss     per step; ascent_loss only where every step has an ascent pass
     step1/<initializer>, step10/<initializer>   weights and running statistics after that many steps
 """
 
@@ -41,6 +41,17 @@ METHODS = {
     "a-bisam": SGD | NEG_LOG | {"adaptive": True, "rho": 0.5, "eta": 0.01},
     "adamw": ADAMW,
     "bisam-adamw": ADAMW | NEG_LOG,
+    "asam-all": SGD | SAM | {"adaptive": True, "adaptive_all": True, "rho": 0.5, "eta": 0.01},
+    "accumulate": SGD | {"micro_batch": 8},
+    "msam": SGD | SAM | {"micro_batch": 6},
+    "m-bisam": SGD | NEG_LOG | {"micro_batch": 8},
+    "ksam": SGD | SAM | {"top_k": 6},
+    "sds-bisam": SGD | NEG_LOG | {"sds_gamma": 0.5},
+    "msam-sds": ADAMW | SAM | {"micro_batch": 8, "sds_gamma": 0.6},
+    "gsam": SGD | SAM | {"gsam_alpha": 0.4},
+    "gsam-bisam": ADAMW | TANH | {"gsam_alpha": 0.2},
+    "looksam": SGD | SAM | {"period": 3, "look_alpha": 0.7},
+    "looksam-bisam": ADAMW | NEG_LOG | {"period": 4, "look_alpha": 0.5},
 }
 
 
@@ -69,10 +80,11 @@ def ascent_loss(logits, labels, settings):
 
 
 def perturbation(parameters, settings):
-    """rho g / |g|, or with the adaptive metric rho T^2 g / |T g|, T = |w| + eta on weights of rank 2 and more."""
+    """rho g / |g|, or with the adaptive metric rho T^2 g / |T g|, T = |w| + eta on weights of rank 2 and more, or on all."""
     scale = [torch.ones_like(p) for p in parameters]
     if settings["adaptive"]:
-        scale = [p.detach().abs() + settings["eta"] if p.dim() >= 2 else t for p, t in zip(parameters, scale)]
+        least = 0 if settings.get("adaptive_all") else 2
+        scale = [p.detach().abs() + settings["eta"] if p.dim() >= least else t for p, t in zip(parameters, scale)]
     norm = torch.sqrt(sum(((t * p.grad) ** 2).sum() for p, t in zip(parameters, scale)))
     return [settings["rho"] * t**2 * p.grad / (norm + 1e-12) for p, t in zip(parameters, scale)]
 
@@ -91,32 +103,95 @@ def base_optimizer(parameters, settings):
     return torch.optim.AdamW(parameters, settings["lr"], betas, settings["eps"], settings["weight_decay"])
 
 
-def step(network, optimizer, x, labels, settings):
-    """One training step; returns the losses of its passes, in order."""
+def scores(network, x, labels):
+    """Unsmoothed cross-entropy of every sample, in training mode, without moving running statistics."""
+    move_statistics(network, 0.0)
+    with torch.no_grad():
+        result = F.cross_entropy(network(x), labels, reduction="none")
+    move_statistics(network, 0.1)
+    return result
+
+
+def highest(values, count):
+    """Places of the highest values, in order; of equal ones the first."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i].item(), i))
+    return torch.tensor(sorted(order[:count]))
+
+
+def gradients(parameters, loss):
+    return torch.autograd.grad(loss, parameters)
+
+
+def passes(network, x, labels, settings, climbs):
+    """Losses of the passes on a micro-batch, and their gradients: (losses, ascent's or None, descent's)."""
     parameters = list(network.parameters())
-    losses, shift = [], None
-    if "ascent" in settings:
-        optimizer.zero_grad()
+    kept = [p.detach().clone() for p in parameters]
+    losses, up = [], None
+    if "top_k" in settings:
+        chosen = highest(scores(network, x, labels), min(settings["top_k"], len(x)))
+        x, labels = x[chosen], labels[chosen]
+    if climbs:
+        before = scores(network, x, labels)
         loss = ascent_loss(network(x), labels, settings)
-        loss.backward()
         losses.append(loss.item())
-        shift = perturbation(parameters, settings)
-        kept = [p.detach().clone() for p in parameters]
+        up = gradients(parameters, loss)
+        for p, g in zip(parameters, up):
+            p.grad = g
         with torch.no_grad():
-            for p, e in zip(parameters, shift):
+            for p, e in zip(parameters, perturbation(parameters, settings)):
                 p += e
+        if settings.get("sds_gamma", 1.0) < 1:
+            rise = scores(network, x, labels) - before
+            chosen = highest(rise, max(1, int(settings["sds_gamma"] * len(x) + 1e-6)))
+            x, labels = x[chosen], labels[chosen]
         move_statistics(network, 0.0)
-    optimizer.zero_grad()
     loss = smoothed_cross_entropy(network(x), labels, settings["label_smoothing"])
-    loss.backward()
     losses.append(loss.item())
-    if shift is not None:
-        with torch.no_grad():
-            for p, w in zip(parameters, kept):
-                p.copy_(w)
-        move_statistics(network, 0.1)
+    down = gradients(parameters, loss)
+    move_statistics(network, 0.1)
+    with torch.no_grad():
+        for p, w in zip(parameters, kept):
+            p.copy_(w)
+    return losses, up, down
+
+
+def flat(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def across(x, axis):
+    """x without its part along the axis."""
+    return x - (x @ axis) / (axis @ axis) * axis
+
+
+def step(network, optimizer, x, labels, settings, memory):
+    """One training step; returns the losses of its passes, in order. LookSAM's direction is kept in `memory`."""
+    parameters = list(network.parameters())
+    count = memory.setdefault("steps", 0)
+    climbs = "ascent" in settings and count % settings.get("period", 1) == 0
+    size = settings.get("micro_batch", len(x))
+    total, losses = 0.0, 0.0
+    for first in range(0, len(x), size):
+        part = slice(first, first + size)
+        found, up, down = passes(network, x[part], labels[part], settings, climbs)
+        share = len(x[part]) / len(x)
+        total = total + share * flat(down)
+        losses = losses + share * np.array(found)
+    if settings.get("gsam_alpha"):
+        # Zhuang et al. 2022: the part of the ascent's gradient across the descent's lowers the surrogate gap.
+        total = total - settings["gsam_alpha"] * across(flat(up), total)
+    if settings.get("period", 1) > 1:
+        # Liu et al. 2022: the part of SAM's gradient across the plain one changes slowly.
+        if climbs:
+            memory["direction"] = across(total, flat(up))
+        else:
+            direction = memory["direction"]
+            total = total + settings["look_alpha"] * total.norm() / direction.norm() * direction
+    for p, g in zip(parameters, total.split([p.numel() for p in parameters])):
+        p.grad = g.reshape(p.shape)
     optimizer.step()
-    return losses
+    memory["steps"] = count + 1
+    return list(losses)
 
 
 def batches(model, seed):
@@ -134,14 +209,15 @@ def replay(name, settings, x, labels, dtype=torch.float64):
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
     optimizer = base_optimizer(network.parameters(), settings)
-    arrays, losses = {}, []
+    arrays, losses, memory = {}, [], {}
     for index in range(STEPS):
-        losses.append(step(network, optimizer, x[index].to(dtype), labels[index], settings))
+        losses.append(step(network, optimizer, x[index].to(dtype), labels[index], settings, memory))
         if index + 1 in (1, STEPS):
             state = network.state_dict()
             arrays |= {f"step{index + 1}/{i.name}": state[i.name].float().numpy().copy() for i in graph.initializer}
-    names = ("ascent_loss", "descent_loss") if "ascent" in settings else ("descent_loss",)
-    arrays |= {key: np.array(column, np.float32) for key, column in zip(names, zip(*losses))}
+    arrays["descent_loss"] = np.array([found[-1] for found in losses], np.float32)
+    if len(losses[-1]) > 1:
+        arrays["ascent_loss"] = np.array([found[0] for found in losses], np.float32)
     return arrays
 
 

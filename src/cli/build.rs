@@ -5,7 +5,8 @@ use crate::adapt::untie;
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
-use crate::step::stages::{perturb_stage, update_stage};
+use crate::step::stages::{accumulate_stage, perturb_stage, statistics_stage, update_stage};
+use crate::step::update::Ending;
 use crate::step::{Ends, Kernels, StepOptions, build, prepare};
 use crate::trace::Sizes;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ pub struct Args {
     batch: usize,
     #[command(flatten)]
     step: StepArgs,
-    /// Folder for grad.onnx, perturb.onnx, update.onnx, eval.onnx and layout.json
+    /// Folder for grad.onnx, perturb.onnx, update.onnx, eval.onnx, what else a step of these options runs, and layout.json
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 }
@@ -46,9 +47,19 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let write = |name: &str, graph: &crate::ir::Graph| save(&emit(graph, Weights::Inputs), &args.output.join(name));
     write("grad.onnx", &stages.grad)?;
     write("eval.onnx", &stages.eval)?;
-    write("update.onnx", &update_stage(layout.len(), stats.len(), &options)?)?;
-    if let Some(perturb) = perturb_stage(layout.len(), stats.len(), &options)? {
-        write("perturb.onnx", &perturb)?;
+    write("update.onnx", &update_stage(layout.len(), &options, Ending::Whole)?)?;
+    let reuse = (options.period > 1).then(|| update_stage(layout.len(), &options, Ending::Reused)).transpose()?;
+    let others = [
+        ("perturb.onnx", perturb_stage(layout.len(), &options)?),
+        ("statistics.onnx", statistics_stage(stats.len())?),
+        ("accumulate.onnx", accumulate_stage(layout.len(), &options)?),
+        ("reuse.onnx", reuse),
+        ("score.onnx", stages.score.clone()),
+    ];
+    for (name, graph) in others {
+        if let Some(graph) = graph {
+            write(name, &graph)?;
+        }
     }
     let places: Vec<_> = stages
         .params

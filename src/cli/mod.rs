@@ -160,6 +160,27 @@ pub struct StepArgs {
     /// η of the adaptive metric
     #[arg(long)]
     eta: Option<f32>,
+    /// The adaptive metric on biases and gains too
+    #[arg(long)]
+    adaptive_all: bool,
+    /// Samples of a micro-batch, each with a perturbation of its own (mSAM); without a perturbation, gradient accumulation
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Keep the N samples of highest loss only (K-SAM)
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Share of the samples that the descent sees: those whose loss the perturbation raises most (SDS of ESAM)
+    #[arg(long, value_name = "SHARE")]
+    sds_gamma: Option<f32>,
+    /// Weight of the surrogate gap (GSAM)
+    #[arg(long, value_name = "ALPHA")]
+    gsam_alpha: Option<f32>,
+    /// Steps from one perturbation to the next (LookSAM)
+    #[arg(long, value_name = "STEPS")]
+    period: Option<usize>,
+    /// Weight of the direction that steps between perturbations reuse
+    #[arg(long, value_name = "ALPHA")]
+    look_alpha: Option<f32>,
     /// Optimizer below the perturbation
     #[arg(long)]
     base: Option<Base>,
@@ -227,6 +248,9 @@ impl StepArgs {
             (self.alpha, &mut options.alpha),
             (self.rho, &mut options.rho),
             (self.eta, &mut options.eta),
+            (self.sds_gamma, &mut options.sds_gamma),
+            (self.gsam_alpha, &mut options.gsam_alpha),
+            (self.look_alpha, &mut options.look_alpha),
             (self.momentum, &mut options.momentum),
             (self.weight_decay, &mut options.weight_decay),
             (self.beta1, &mut options.beta1),
@@ -239,7 +263,11 @@ impl StepArgs {
                 *setting = v;
             }
         }
-        options.adaptive |= self.adaptive;
+        options.adaptive |= self.adaptive | self.adaptive_all;
+        options.adaptive_all |= self.adaptive_all;
+        options.micro_batch = self.micro_batch.or(options.micro_batch);
+        options.top_k = self.top_k.or(options.top_k);
+        options.period = self.period.unwrap_or(options.period);
         options.nesterov |= self.nesterov;
         if self.clip_norm.is_some() {
             options.clip_norm = self.clip_norm;

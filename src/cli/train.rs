@@ -49,6 +49,9 @@ pub struct Args {
     /// Linear warm-up, in the schedule's unit
     #[arg(long)]
     warmup: Option<usize>,
+    /// Shape of ρ over the run
+    #[arg(long)]
+    rho_schedule: Option<Schedule>,
     /// What the schedule counts
     #[arg(long)]
     schedule_per: Option<Unit>,
@@ -119,7 +122,20 @@ impl Args {
         macro_rules! set {
             ($($field:ident),*) => { $(if let Some(v) = &self.$field { r.$field = v.clone(); })* };
         }
-        set!(epochs, batch_size, lr, schedule, warmup, schedule_per, label_noise, augment, valid, seed, shuffle);
+        set!(
+            epochs,
+            batch_size,
+            lr,
+            schedule,
+            warmup,
+            rho_schedule,
+            schedule_per,
+            label_noise,
+            augment,
+            valid,
+            seed,
+            shuffle
+        );
         set!(drop_last, checkpoint_every, log_every, loss);
         r.steps = self.steps.or(r.steps);
         r.num_classes = self.num_classes.or(r.num_classes);

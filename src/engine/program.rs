@@ -1,15 +1,22 @@
 //! A training step as a short program over flat buffers: grad → (perturb → grad →) update.
 //!
 //! Parameters lie in two buffers that trade places every step. The ascent pass reads θ from one, `perturb` writes θ̂ into the
-//! other, the descent pass reads it there, and `update` writes the next θ over it. Every binding is made once, for either side.
+//! other, the descent pass reads it there, and `update` writes the next θ over it. With micro-batches the passes run for one after
+//! the other, and their gradients are added up before the update; where samples are chosen by their loss, `score` runs first.
+//! Every binding is made once, for either side.
 
 use super::arena::{Buffer, Layout, Memory};
 use super::binding::Binding;
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
-use crate::step::stages::{Slot, Stages, StatSlot, names, perturb_stage, update_stage};
+use crate::step::stages::{
+    Slot, Stages, StatSlot, accumulate_stage, names, perturb_stage, statistics_stage, update_stage,
+};
+use crate::step::update::Ending;
 use crate::step::{Base, StepOptions};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// What one step measured, at the weights it started from.
@@ -19,8 +26,21 @@ pub struct Losses {
     pub ascent: Option<f32>,
     /// Mean loss of the descent pass (at θ̂ where there is an ascent).
     pub descent: f32,
-    /// Correctly classified samples of the first pass.
+    /// Correctly classified samples of the batch before the step.
     pub correct: f32,
+}
+
+impl Losses {
+    /// Adds those of a micro-batch that is `share` of the batch.
+    fn add(&mut self, other: Self, share: f32) {
+        self.ascent = match (self.ascent, other.ascent) {
+            (Some(a), Some(b)) => Some(a + share * b),
+            (None, b) => b.map(|b| share * b),
+            (a, None) => a,
+        };
+        self.descent += share * other.descent;
+        self.correct += other.correct;
+    }
 }
 
 /// Wall time of each stage, summed over steps.
@@ -47,18 +67,72 @@ pub struct State {
     pub steps: u64,
 }
 
-/// `grad` for one batch size, bound to either parameter buffer.
+/// Which buffer of each pair holds the current values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Sides {
+    theta: usize,
+    stats: usize,
+    sum: usize,
+}
+
+/// The direction of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// `grad` and `score` for one batch size, bound to either parameter buffer.
 struct GradStage {
     session: Session,
-    bindings: [Binding; 2],
+    /// By direction, then side.
+    bindings: [[Binding; 2]; 2],
+    score: Option<(Session, [Binding; 2])>,
     inputs: Vec<Buffer>,
     labels: Buffer,
+    scores: Buffer,
     batch: usize,
 }
 
+/// Which gradient a stage works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gradient {
+    /// The last ascent pass's.
+    Ascent,
+    /// The last descent pass's.
+    Descent,
+    /// The sum over micro-batches.
+    Total,
+}
+
+/// A stage on flat buffers.
 struct FlatStage {
     session: Session,
-    bindings: [Binding; 2],
+    graph: Graph,
+    gradient: Gradient,
+    bindings: BTreeMap<Sides, Binding>,
+}
+
+impl FlatStage {
+    fn new(engine: &Engine, graph: Graph, gradient: Gradient) -> Result<Self> {
+        Ok(Self { session: engine.compile(&graph)?, graph, gradient, bindings: BTreeMap::new() })
+    }
+
+    fn run(&mut self, buffers: &Buffers, sides: Sides) -> Result<()> {
+        if !self.bindings.contains_key(&sides) {
+            let mut b = self.session.binding()?;
+            for v in &self.graph.inputs {
+                let name = &self.graph[*v].name;
+                b.input(name, buffers.of(name, sides, self.gradient)?, 0, self.graph.ty(*v)?)?;
+            }
+            for v in &self.graph.outputs {
+                let name = &self.graph[*v].name;
+                b.output(name, buffers.of(name, sides, self.gradient)?, 0, self.graph.ty(*v)?)?;
+            }
+            self.bindings.insert(sides, b);
+        }
+        self.session.run_bound(&self.bindings[&sides])
+    }
 }
 
 /// The compiled step of one model, with its state.
@@ -71,10 +145,13 @@ pub struct Program {
     stat_layout: Layout,
     grads: Vec<GradStage>,
     perturb: Option<FlatStage>,
+    statistics: Option<FlatStage>,
+    accumulate: Option<FlatStage>,
     update: FlatStage,
+    /// The update of steps that reuse an earlier perturbation.
+    reuse: Option<FlatStage>,
     buffers: Buffers,
-    /// Which of each pair holds the current values.
-    side: usize,
+    sides: Sides,
     steps: u64,
     /// Wall time per stage since the start.
     pub times: StageTimes,
@@ -84,6 +161,11 @@ struct Buffers {
     memory: Memory,
     theta: [Buffer; 2],
     grad: Buffer,
+    /// The same as `grad`, unless both gradients are needed at once.
+    ascent_grad: Buffer,
+    sum: [Buffer; 2],
+    keep: Buffer,
+    share: Buffer,
     optimizer: Vec<[Buffer; 2]>,
     stats: [Buffer; 2],
     batch_stats: Buffer,
@@ -99,14 +181,26 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(memory: Memory, layout: &Layout, stat_layout: &Layout, states: usize) -> Result<Self> {
+    fn new(memory: Memory, layout: &Layout, stat_layout: &Layout, options: &StepOptions) -> Result<Self> {
         let vector = || memory.zeros(layout.len() * 4);
         let stats = || memory.zeros(stat_layout.len() * 4);
         let scalar = || memory.zeros(4);
+        let grad = vector()?;
+        let mut optimizer: Vec<[Buffer; 2]> =
+            (0..options.states()).map(|_| Ok([vector()?, vector()?])).collect::<Result<_>>()?;
+        // LookSAM's direction stays where it is until the next one replaces it.
+        if let Some([kept, other]) = optimizer.last_mut().filter(|_| options.period > 1) {
+            *other = kept.clone();
+        }
+        let sum = if options.micro_batch.is_some() { [vector()?, vector()?] } else { [grad.clone(), grad.clone()] };
         Ok(Self {
             theta: [vector()?, vector()?],
-            grad: vector()?,
-            optimizer: (0..states).map(|_| Ok([vector()?, vector()?])).collect::<Result<_>>()?,
+            ascent_grad: if options.compares_gradients() { vector()? } else { grad.clone() },
+            grad,
+            sum,
+            keep: scalar()?,
+            share: scalar()?,
+            optimizer,
             stats: [stats()?, stats()?],
             batch_stats: stats()?,
             stat_rate: stats()?,
@@ -122,15 +216,24 @@ impl Buffers {
         })
     }
 
-    /// The buffer of a flat stage's input or output at `side`.
-    fn of(&self, name: &str, side: usize) -> Result<&Buffer> {
-        let other = 1 - side;
+    /// The buffer of a flat stage's input or output.
+    fn of(&self, name: &str, sides: Sides, gradient: Gradient) -> Result<&Buffer> {
+        let (side, other) = (sides.theta, 1 - sides.theta);
         Ok(match name {
             names::THETA => &self.theta[side],
             names::THETA_OUT => &self.theta[other],
-            names::GRAD => &self.grad,
-            names::STATS => &self.stats[side],
-            names::STATS_OUT => &self.stats[other],
+            names::GRAD => match gradient {
+                Gradient::Ascent => &self.ascent_grad,
+                Gradient::Descent => &self.grad,
+                Gradient::Total => &self.sum[sides.sum],
+            },
+            names::ASCENT_GRAD => &self.ascent_grad,
+            names::SUM => &self.sum[sides.sum],
+            names::SUM_OUT => &self.sum[1 - sides.sum],
+            names::KEEP => &self.keep,
+            names::SHARE => &self.share,
+            names::STATS => &self.stats[sides.stats],
+            names::STATS_OUT => &self.stats[1 - sides.stats],
             names::BATCH_STATS => &self.batch_stats,
             names::STAT_RATE => &self.stat_rate,
             names::IS_WEIGHT => &self.is_weight,
@@ -159,7 +262,7 @@ impl Program {
         let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
         let stat_layout = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));
         let memory = Memory::new(engine)?;
-        let buffers = Buffers::new(memory, &layout, &stat_layout, options.states())?;
+        let buffers = Buffers::new(memory, &layout, &stat_layout, options)?;
         let rates: Vec<Vec<f32>> = stages.stats.iter().map(|s| vec![s.rate; s.slot.shape.iter().product()]).collect();
         buffers.stat_rate.write_f32(&stat_layout.pack(&rates)?)?;
         let weights: Vec<Vec<f32>> = stages
@@ -168,9 +271,14 @@ impl Program {
             .map(|p| vec![if p.shape.len() >= 2 { 1.0 } else { 0.0 }; p.shape.iter().product()])
             .collect();
         buffers.is_weight.write_f32(&layout.pack(&weights)?)?;
-        let flat = |graph: &Graph| flat_stage(engine, &buffers, graph);
-        let perturb = perturb_stage(layout.len(), stat_layout.len(), options)?.as_ref().map(flat).transpose()?;
-        let update = flat(&update_stage(layout.len(), stat_layout.len(), options)?)?;
+        let flat = |graph: Option<Graph>, of: Gradient| graph.map(|g| FlatStage::new(engine, g, of)).transpose();
+        let len = layout.len();
+        let perturb = flat(perturb_stage(len, options)?, Gradient::Ascent)?;
+        let statistics = flat(statistics_stage(stat_layout.len())?, Gradient::Descent)?;
+        let accumulate = flat(accumulate_stage(len, options)?, Gradient::Descent)?;
+        let update = |ending: Ending| FlatStage::new(engine, update_stage(len, options, ending)?, Gradient::Total);
+        let reuse = (options.period > 1).then(|| update(Ending::Reused)).transpose()?;
+        let update = update(Ending::Whole)?;
         let mut program = Self {
             engine: *engine,
             options: options.clone(),
@@ -180,9 +288,12 @@ impl Program {
             stat_layout,
             grads: Vec::new(),
             perturb,
+            statistics,
+            accumulate,
             update,
+            reuse,
             buffers,
-            side: 0,
+            sides: Sides::default(),
             steps: 0,
             times: StageTimes::default(),
         };
@@ -215,22 +326,34 @@ impl Program {
             stages.inputs.iter().map(|(_, ty)| memory.zeros(ty.bytes())).collect::<Result<_>>()?;
         let batch = stages.inputs.first().map_or(0, |(_, ty)| ty.shape.first().copied().unwrap_or(0));
         let labels = memory.zeros(batch * DType::I64.width())?;
-        let bind = |side: usize| -> Result<Binding> {
+        let scores = memory.zeros(batch * DType::F32.width())?;
+        let scalar = Type::new(DType::F32, &[]);
+        let of_samples = Type::new(DType::F32, &[batch]);
+        // What `grad` and `score` read.
+        let read = |session: &Session, side: usize| -> Result<Binding> {
             let mut b = session.binding()?;
-            let scalar = Type::new(DType::F32, &[]);
-            for ((name, ty), buffer) in
-                stages.inputs.iter().zip(&inputs).filter(|((n, _), _)| session.inputs().contains(n))
-            {
+            let known = |n: &String| session.inputs().contains(n);
+            for ((name, ty), buffer) in stages.inputs.iter().zip(&inputs).filter(|((n, _), _)| known(n)) {
                 b.input(name, buffer, 0, ty)?;
             }
-            b.input(&stages.labels, &labels, 0, &Type::new(DType::I64, &[batch]))?;
-            if let Some(phase) = stages.phase.as_ref().filter(|p| session.inputs().contains(p)) {
+            if known(&stages.labels) {
+                b.input(&stages.labels, &labels, 0, &Type::new(DType::I64, &[batch]))?;
+            }
+            if let Some(phase) = stages.phase.as_ref().filter(|p| known(p)) {
                 b.input(phase, &self.buffers.phase, 0, &Type::new(DType::Bool, &[]))?;
             }
-            for (i, p) in self.params.iter().enumerate() {
+            for (i, p) in self.params.iter().enumerate().filter(|(_, p)| known(&p.input)) {
                 let (offset, ty) = self.layout.view(i);
                 b.input(&p.input, &self.buffers.theta[side], offset, &ty)?;
-                b.output(&p.output, &self.buffers.grad, offset, &ty)?;
+            }
+            Ok(b)
+        };
+        let bind = |way: Way, side: usize| -> Result<Binding> {
+            let mut b = read(&session, side)?;
+            for (i, p) in self.params.iter().enumerate() {
+                let (offset, ty) = self.layout.view(i);
+                let grad = if way == Way::Up { &self.buffers.ascent_grad } else { &self.buffers.grad };
+                b.output(&p.output, grad, offset, &ty)?;
             }
             for (i, s) in self.stats.iter().enumerate() {
                 let (offset, ty) = self.stat_layout.view(i);
@@ -238,11 +361,31 @@ impl Program {
             }
             b.output(names::LOSS, &self.buffers.loss, 0, &scalar)?;
             b.output(names::CORRECT, &self.buffers.correct, 0, &scalar)?;
+            if stages.score.is_some() {
+                b.output(names::SCORES, &scores, 0, &of_samples)?;
+            }
             Ok(b)
         };
-        let bindings = [bind(0)?, bind(1)?];
-        self.grads.push(GradStage { session, bindings, inputs, labels, batch });
+        let score = |graph: &Graph| -> Result<(Session, [Binding; 2])> {
+            let session = self.engine.compile(graph)?;
+            let bind = |side: usize| -> Result<Binding> {
+                let mut b = read(&session, side)?;
+                b.output(names::SCORES, &scores, 0, &of_samples)?;
+                b.output(names::CORRECT, &self.buffers.correct, 0, &scalar)?;
+                Ok(b)
+            };
+            let bindings = [bind(0)?, bind(1)?];
+            Ok((session, bindings))
+        };
+        let bindings = [[bind(Way::Up, 0)?, bind(Way::Up, 1)?], [bind(Way::Down, 0)?, bind(Way::Down, 1)?]];
+        let score = stages.score.as_ref().map(score).transpose()?;
+        self.grads.push(GradStage { session, bindings, score, inputs, labels, scores, batch });
         Ok(())
+    }
+
+    /// Whether a step on `n` samples lacks a batch size, and which: see [`StepOptions::batch_sizes`].
+    pub fn missing_batch_size(&self, n: usize) -> Option<usize> {
+        self.options.batch_sizes(n).into_iter().find(|n| !self.grads.iter().any(|g| g.batch == *n))
     }
 
     /// One step on a batch: `inputs` as raw bytes in the order of the model's inputs; `lr` and `rho` of this step.
@@ -251,35 +394,26 @@ impl Program {
     /// A batch size that was not compiled, a node that fails, or a loss that is not finite: names step and stage, and the first
     /// parameter whose value or gradient is not finite. The weights are then those before the step.
     pub fn step(&mut self, inputs: &[&[u8]], labels: &[i64], lr: f32, rho: f32) -> Result<Losses> {
-        let which = self
-            .grads
-            .iter()
-            .position(|g| g.batch == labels.len())
-            .ok_or_else(|| Error::new(format!("no step is compiled for a batch of {}", labels.len())))?;
-        for (buffer, bytes) in self.grads[which].inputs.iter().zip(inputs) {
-            buffer.write(0, bytes)?;
+        let n = labels.len();
+        if let Some(missing) = self.missing_batch_size(n) {
+            return Err(Error::new(format!("no step is compiled for a batch of {missing}")));
         }
-        self.grads[which].labels.write(0, bytemuck::cast_slice(labels))?;
         self.buffers.lr.write_f32(&[lr])?;
-        let (here, there) = (self.side, 1 - self.side);
-        let mut ascent = None;
-        let mut correct = None;
-        if self.perturb.is_some() {
-            self.buffers.rho.write_f32(&[rho])?;
-            ascent = Some(self.pass(which, here, true, "ascent")?);
-            correct = Some(self.buffers.correct.scalar()?);
-            let start = Instant::now();
-            if let Some(stage) = &mut self.perturb {
-                stage.session.run_bound(&stage.bindings[here])?;
+        self.buffers.rho.write_f32(&[rho])?;
+        let climbs = self.perturb.is_some() && self.steps.is_multiple_of(self.options.period as u64);
+        let micro = self.options.micro_batch.unwrap_or(n).min(n);
+        let mut losses = Losses { ascent: None, descent: 0.0, correct: 0.0 };
+        for first in (0..n).step_by(micro.max(1)) {
+            let part = first..(first + micro).min(n);
+            let share = part.len() as f32 / n as f32;
+            losses.add(self.gradient_at(inputs, labels, part, climbs)?, share);
+            if let Some(stage) = &mut self.accumulate {
+                self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
+                self.buffers.share.write_f32(&[share])?;
+                stage.run(&self.buffers, self.sides)?;
+                self.sides.sum = 1 - self.sides.sum;
             }
-            self.times.perturb += start.elapsed();
         }
-        let at = if ascent.is_some() { there } else { here };
-        let descent = self.pass(which, at, false, "descent")?;
-        let correct = match correct {
-            Some(c) => c,
-            None => self.buffers.correct.scalar()?,
-        };
         let start = Instant::now();
         if self.options.base == Base::Adamw {
             let t = (self.steps + 1) as f64;
@@ -287,18 +421,93 @@ impl Program {
             self.buffers.bias1.write_f32(&[left(self.options.beta1) as f32])?;
             self.buffers.bias2.write_f32(&[left(self.options.beta2).sqrt() as f32])?;
         }
-        self.update.session.run_bound(&self.update.bindings[here])?;
+        let reuses = self.perturb.is_some() && !climbs;
+        let stage = self.reuse.as_mut().filter(|_| reuses).unwrap_or(&mut self.update);
+        stage.run(&self.buffers, self.sides)?;
         self.times.update += start.elapsed();
-        self.side = there;
+        self.sides.theta = 1 - self.sides.theta;
         self.steps += 1;
+        Ok(losses)
+    }
+
+    /// The gradient of a micro-batch, after its perturbation if it `climbs`. Running statistics move with the first pass.
+    fn gradient_at(&mut self, inputs: &[&[u8]], labels: &[i64], part: Range<usize>, climbs: bool) -> Result<Losses> {
+        let (here, there) = (self.sides.theta, 1 - self.sides.theta);
+        let mut rows: Vec<usize> = part.collect();
+        let (first, second) = self.options.samples(rows.len());
+        let mut correct = None;
+        if first < rows.len() {
+            let which = self.feed(inputs, labels, &rows)?;
+            let scores = self.score(which, here)?;
+            correct = Some(self.buffers.correct.scalar()?);
+            rows = highest(&scores, first).into_iter().map(|i| rows[i]).collect();
+        }
+        let mut which = self.feed(inputs, labels, &rows)?;
+        let mut ascent = None;
+        let mut at = here;
+        if climbs {
+            ascent = Some(self.pass(which, here, Way::Up)?);
+            self.move_statistics()?;
+            correct = Some(correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?);
+            let before = (second < rows.len()).then(|| self.grads[which].scores.read_f32(rows.len())).transpose()?;
+            let start = Instant::now();
+            if let Some(stage) = &mut self.perturb {
+                stage.run(&self.buffers, self.sides)?;
+            }
+            self.times.perturb += start.elapsed();
+            at = there;
+            if let Some(before) = before {
+                let mut rise = self.score(which, at)?;
+                rise.iter_mut().zip(before).for_each(|(after, before)| *after -= before);
+                rows = highest(&rise, second).into_iter().map(|i| rows[i]).collect();
+                which = self.feed(inputs, labels, &rows)?;
+            }
+        }
+        let descent = self.pass(which, at, Way::Down)?;
+        if !climbs {
+            self.move_statistics()?;
+        }
+        let correct = correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?;
         Ok(Losses { ascent, descent, correct })
     }
 
-    fn pass(&mut self, which: usize, side: usize, up: bool, stage: &str) -> Result<f32> {
+    /// Hands these rows of a batch to the stage of that size, and returns which it is.
+    fn feed(&mut self, inputs: &[&[u8]], labels: &[i64], rows: &[usize]) -> Result<usize> {
+        let which = self.grads.iter().position(|g| g.batch == rows.len());
+        let which = which.ok_or_else(|| Error::new(format!("no step is compiled for a batch of {}", rows.len())))?;
+        let stage = &self.grads[which];
+        for (buffer, bytes) in stage.inputs.iter().zip(inputs) {
+            let len = bytes.len() / labels.len().max(1);
+            write_rows(buffer, bytes, len, rows)?;
+        }
+        let width = DType::I64.width();
+        write_rows(&stage.labels, bytemuck::cast_slice(labels), width, rows)?;
+        Ok(which)
+    }
+
+    /// Cross-entropy of the samples fed to stage `which`, with the parameters of `side`.
+    fn score(&mut self, which: usize, side: usize) -> Result<Vec<f32>> {
         let start = Instant::now();
-        self.buffers.phase.write(0, &[u8::from(up)])?;
+        let stage = &mut self.grads[which];
+        let Some((session, bindings)) = &mut stage.score else { return Err(Error::new("samples are not scored")) };
+        session.run_bound(&bindings[side])?;
+        self.times.grad += start.elapsed();
+        stage.scores.read_f32(stage.batch)
+    }
+
+    fn move_statistics(&mut self) -> Result<()> {
+        if let Some(stage) = &mut self.statistics {
+            stage.run(&self.buffers, self.sides)?;
+            self.sides.stats = 1 - self.sides.stats;
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, which: usize, side: usize, way: Way) -> Result<f32> {
+        let start = Instant::now();
+        self.buffers.phase.write(0, &[u8::from(way == Way::Up)])?;
         let grad = &mut self.grads[which];
-        grad.session.run_bound(&grad.bindings[side])?;
+        grad.session.run_bound(&grad.bindings[way as usize][side])?;
         self.times.grad += start.elapsed();
         let loss = self.buffers.loss.scalar()?;
         if loss.is_finite() {
@@ -314,8 +523,12 @@ impl Program {
         };
         let first = match culprit(&self.buffers.theta[side], "weight")? {
             Some(w) => Some(w),
-            None => culprit(&self.buffers.grad, "gradient of")?,
+            None => {
+                let up = way == Way::Up;
+                culprit(if up { &self.buffers.ascent_grad } else { &self.buffers.grad }, "gradient of")?
+            }
         };
+        let stage = if way == Way::Up { "ascent" } else { "descent" };
         let first = first.map_or(String::new(), |f| format!("; first value not finite: {f}"));
         Err(Error::new(format!("the loss is {loss} in the {stage} pass of step {}{first}", self.steps + 1)).hint(
             "lower --lr or --rho, clip the gradient with --clip-norm, or check the data; the last checkpoint is kept",
@@ -337,9 +550,9 @@ impl Program {
     pub fn state(&self) -> Result<State> {
         let read = |b: &Buffer| Ok(self.layout.unpack(&b.read_f32(self.layout.len())?));
         Ok(State {
-            params: read(&self.buffers.theta[self.side])?,
-            stats: self.stat_layout.unpack(&self.buffers.stats[self.side].read_f32(self.stat_layout.len())?),
-            optimizer: self.buffers.optimizer.iter().map(|s| read(&s[self.side])).collect::<Result<_>>()?,
+            params: read(&self.buffers.theta[self.sides.theta])?,
+            stats: self.stat_layout.unpack(&self.buffers.stats[self.sides.stats].read_f32(self.stat_layout.len())?),
+            optimizer: self.buffers.optimizer.iter().map(|s| read(&s[self.sides.theta])).collect::<Result<_>>()?,
             steps: self.steps,
         })
     }
@@ -355,9 +568,9 @@ impl Program {
         {
             return Err(Error::new("the state belongs to another model or optimizer"));
         }
-        let side = self.side;
+        let side = self.sides.theta;
         self.buffers.theta[side].write_f32(&self.layout.pack(&state.params)?)?;
-        self.buffers.stats[side].write_f32(&self.stat_layout.pack(&state.stats)?)?;
+        self.buffers.stats[self.sides.stats].write_f32(&self.stat_layout.pack(&state.stats)?)?;
         for (buffer, values) in self.buffers.optimizer.iter().zip(&state.optimizer) {
             buffer[side].write_f32(&self.layout.pack(values)?)?;
         }
@@ -386,7 +599,7 @@ impl Program {
             stages.inputs.iter().map(|(_, ty)| memory.zeros(ty.bytes())).collect::<Result<_>>()?;
         let ty = Type::new(DType::F32, &[stages.inputs.first().map_or(0, |(_, t)| t.shape[0]), stages.classes]);
         let logits = memory.zeros(ty.bytes())?;
-        let bind = |side: usize| -> Result<Binding> {
+        let bind = |side: usize, of_stats: usize| -> Result<Binding> {
             let mut b = session.binding()?;
             let known = |n: &String| session.inputs().contains(n);
             for ((name, ty), buffer) in stages.inputs.iter().zip(&inputs).filter(|((n, _), _)| known(n)) {
@@ -398,12 +611,12 @@ impl Program {
             }
             for (i, s) in self.stats.iter().enumerate().filter(|(_, s)| known(&s.slot.name)) {
                 let (offset, ty) = self.stat_layout.view(i);
-                b.input(&s.slot.name, &self.buffers.stats[side], offset, &ty)?;
+                b.input(&s.slot.name, &self.buffers.stats[of_stats], offset, &ty)?;
             }
             b.output(names::LOGITS, &logits, 0, &ty)?;
             Ok(b)
         };
-        let bindings = [bind(0)?, bind(1)?];
+        let bindings = [[bind(0, 0)?, bind(0, 1)?], [bind(1, 0)?, bind(1, 1)?]];
         Ok(Evaluation { session, bindings, inputs, logits, len: ty.len() })
     }
 
@@ -415,7 +628,7 @@ impl Program {
         for (buffer, bytes) in evaluation.inputs.iter().zip(inputs) {
             buffer.write(0, bytes)?;
         }
-        evaluation.session.run_bound(&evaluation.bindings[self.side])?;
+        evaluation.session.run_bound(&evaluation.bindings[self.sides.theta][self.sides.stats])?;
         evaluation.logits.read_f32(evaluation.len)
     }
 }
@@ -423,24 +636,30 @@ impl Program {
 /// A compiled `eval` stage over a program's weights.
 pub struct Evaluation {
     session: Session,
-    bindings: [Binding; 2],
+    /// By the parameters' side, then the statistics'.
+    bindings: [[Binding; 2]; 2],
     inputs: Vec<Buffer>,
     logits: Buffer,
     len: usize,
 }
 
-fn flat_stage(engine: &Engine, buffers: &Buffers, graph: &Graph) -> Result<FlatStage> {
-    let session = engine.compile(graph)?;
-    let bind = |side: usize| -> Result<Binding> {
-        let mut b = session.binding()?;
-        for v in &graph.inputs {
-            b.input(&graph[*v].name, buffers.of(&graph[*v].name, side)?, 0, graph.ty(*v)?)?;
-        }
-        for v in &graph.outputs {
-            b.output(&graph[*v].name, buffers.of(&graph[*v].name, side)?, 0, graph.ty(*v)?)?;
-        }
-        Ok(b)
-    };
-    let bindings = [bind(0)?, bind(1)?];
-    Ok(FlatStage { session, bindings })
+/// Copies these rows of `len` bytes each to the start of a buffer.
+fn write_rows(buffer: &Buffer, bytes: &[u8], len: usize, rows: &[usize]) -> Result<()> {
+    let mut done = 0;
+    while let Some(first) = rows.get(done) {
+        // As many as follow each other are one copy.
+        let run = rows[done..].iter().enumerate().take_while(|(i, r)| **r == first + i).count();
+        buffer.write(done * len, &bytes[first * len..(first + run) * len])?;
+        done += run;
+    }
+    Ok(())
+}
+
+/// The places of the `n` highest scores, in order; of equal ones the first.
+fn highest(scores: &[f32], n: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..scores.len()).collect();
+    places.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    places.truncate(n);
+    places.sort_unstable();
+    places
 }

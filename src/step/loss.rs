@@ -27,6 +27,17 @@ pub fn cross_entropy(b: &mut Builder<'_>, logits: ValueId, one_hot: ValueId, smo
     b.scale(total, -1.0 / n as f64)
 }
 
+/// Cross-entropy of each sample, without smoothing: `logits` [N, K], `one_hot` [N, K] → `[N]`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn scores(b: &mut Builder<'_>, logits: ValueId, one_hot: ValueId) -> Result<ValueId> {
+    let log_p = b.softmax("LogSoftmax", logits, 1);
+    let at_label = b.mul(log_p, one_hot)?;
+    let sum = b.sum(at_label, &[1], false);
+    b.scale(sum, -1.0)
+}
+
 /// Number of samples whose largest logit is at the label, as f32 scalar; ties go to the lower class.
 ///
 /// # Errors

@@ -54,6 +54,23 @@ pub struct StepOptions {
     pub adaptive: bool,
     /// η of the adaptive metric.
     pub eta: f32,
+    /// The adaptive metric on every parameter, biases and gains too.
+    pub adaptive_all: bool,
+    /// Samples of a micro-batch: each has a perturbation of its own and gradients are averaged (mSAM, Behdin et al. 2023); without
+    /// an ascent, plain gradient accumulation. The whole batch by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Both passes see the samples of highest loss only, this many: K-SAM, Ni et al. 2022.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// Share γ of the samples that the descent sees, those whose loss the perturbation raises most: SDS of ESAM, Du et al. 2022.
+    pub sds_gamma: f32,
+    /// Weight α of what is taken away from the descent gradient to lower the loss itself: GSAM, Zhuang et al. 2022.
+    pub gsam_alpha: f32,
+    /// Steps from one perturbation to the next; the steps between them reuse its direction: LookSAM, Liu et al. 2022.
+    pub period: usize,
+    /// Weight α of the reused direction.
+    pub look_alpha: f32,
     /// The optimizer below.
     pub base: Base,
     /// Momentum of SGD.
@@ -86,6 +103,13 @@ impl Default for StepOptions {
             rho: 0.05,
             adaptive: false,
             eta: 0.01,
+            adaptive_all: false,
+            micro_batch: None,
+            top_k: None,
+            sds_gamma: 1.0,
+            gsam_alpha: 0.0,
+            period: 1,
+            look_alpha: 0.7,
             base: Base::Sgd,
             momentum: 0.9,
             nesterov: false,
@@ -116,34 +140,55 @@ pub enum Preset {
     Asam,
     /// BiSAM (−log) in the adaptive metric.
     ABisam,
+    /// AdamW without a perturbation.
+    Adamw,
+    /// SAM with a perturbation for each micro-batch.
+    Msam,
+    /// BiSAM (−log) with a perturbation for each micro-batch.
+    MBisam,
+    /// SAM that also lowers the surrogate gap.
+    Gsam,
+    /// SAM on the samples of highest loss.
+    Ksam,
+    /// SAM that perturbs every few steps only.
+    Looksam,
 }
 
 impl Preset {
     /// Every preset with its name.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::Sgd, "sgd"),
         (Self::Sam, "sam"),
         (Self::Bisam, "bisam"),
         (Self::BisamTanh, "bisam-tanh"),
         (Self::Asam, "asam"),
         (Self::ABisam, "a-bisam"),
+        (Self::Adamw, "adamw"),
+        (Self::Msam, "msam"),
+        (Self::MBisam, "m-bisam"),
+        (Self::Gsam, "gsam"),
+        (Self::Ksam, "ksam"),
+        (Self::Looksam, "looksam"),
     ];
 
     /// The settings it stands for.
     pub fn options(self) -> StepOptions {
         let ascent = match self {
-            Self::Sgd => None,
-            Self::Sam | Self::Asam => Some(Ascent::CrossEntropy),
-            Self::Bisam | Self::ABisam => Some(Ascent::NegLog),
+            Self::Sgd | Self::Adamw => None,
+            Self::Sam | Self::Asam | Self::Msam | Self::Gsam | Self::Ksam | Self::Looksam => Some(Ascent::CrossEntropy),
+            Self::Bisam | Self::ABisam | Self::MBisam => Some(Ascent::NegLog),
             Self::BisamTanh => Some(Ascent::Tanh),
         };
         let mut options = StepOptions { ascent, ..StepOptions::default() };
-        if self == Self::BisamTanh {
-            options.mu = 10.0;
-        }
-        if matches!(self, Self::Asam | Self::ABisam) {
-            options.adaptive = true;
-            options.rho = 0.5;
+        match self {
+            Self::BisamTanh => options.mu = 10.0,
+            Self::Asam | Self::ABisam => (options.adaptive, options.rho) = (true, 0.5),
+            Self::Adamw => (options.base, options.weight_decay) = (Base::Adamw, 0.01),
+            Self::Msam | Self::MBisam => options.micro_batch = Some(32),
+            Self::Gsam => options.gsam_alpha = 0.4,
+            Self::Ksam => options.top_k = Some(64),
+            Self::Looksam => options.period = 5,
+            Self::Sgd | Self::Sam | Self::Bisam => {}
         }
         options
     }
@@ -189,17 +234,78 @@ impl StepOptions {
                 crate::bail!("{name} is {value}, but must be {want}");
             }
         }
+        let shares = [
+            ("sds-gamma", self.sds_gamma, self.sds_gamma > 0.0 && self.sds_gamma <= 1.0, "in (0, 1]"),
+            ("gsam-alpha", self.gsam_alpha, self.gsam_alpha >= 0.0, "at least 0"),
+            ("look-alpha", self.look_alpha, self.look_alpha >= 0.0, "at least 0"),
+        ];
+        if let Some((name, value, _, want)) = shares.iter().find(|(_, v, ok, _)| !ok || !v.is_finite()) {
+            crate::bail!("{name} is {value}, but must be {want}");
+        }
+        let counts = [("micro-batch", self.micro_batch), ("top-k", self.top_k), ("period", Some(self.period))];
+        if let Some((name, _)) = counts.iter().find(|(_, n)| *n == Some(0)) {
+            crate::bail!("{name} is 0, but must be at least 1");
+        }
+        let together = |what: &str, why: &str| Err(Error::new(format!("{what} cannot be combined: {why}")));
+        let (selects, surrogate, looks) = (self.selects(), self.gsam_alpha > 0.0, self.period > 1);
+        if self.ascent.is_none() && (self.sds_gamma < 1.0 || surrogate || looks || self.adaptive) {
+            return Err(Error::new("sds-gamma, gsam-alpha, period and adaptive need a perturbation")
+                .hint("choose one with --ascent, or a preset such as sam or bisam"));
+        }
+        if self.top_k.is_some() && self.sds_gamma < 1.0 {
+            return together("top-k and sds-gamma", "each chooses the samples of the descent");
+        }
+        if surrogate && looks {
+            return together("gsam-alpha and period", "between perturbations there is no surrogate gap to lower");
+        }
+        if (surrogate || looks) && (self.micro_batch.is_some() || selects) {
+            return together(
+                "gsam-alpha or period with micro-batch, top-k or sds-gamma",
+                "they compare the gradients of both passes, which must be of the same samples",
+            );
+        }
         if self.nesterov && self.momentum == 0.0 {
             return Err(Error::new("nesterov without momentum has no meaning").hint("set --momentum above 0"));
         }
         Ok(())
     }
 
-    /// Number of optimizer state vectors, each as long as the parameters.
+    /// Whether samples are scored, and some left out.
+    pub fn selects(&self) -> bool {
+        self.top_k.is_some() || self.sds_gamma < 1.0
+    }
+
+    /// Whether the gradient of the ascent is needed after that of the descent is known.
+    pub fn compares_gradients(&self) -> bool {
+        self.gsam_alpha > 0.0 || self.period > 1
+    }
+
+    /// Samples of the ascent and of the descent, of a micro-batch of `n`.
+    pub fn samples(&self, n: usize) -> (usize, usize) {
+        let ascent = self.top_k.map_or(n, |k| k.min(n));
+        let share = (f64::from(self.sds_gamma) * ascent as f64 + 1e-6) as usize;
+        (ascent, share.clamp(1, ascent.max(1)))
+    }
+
+    /// The batch sizes that a step on `n` samples runs.
+    pub fn batch_sizes(&self, n: usize) -> Vec<usize> {
+        let micro = self.micro_batch.unwrap_or(n).min(n).max(1);
+        let mut sizes = Vec::new();
+        for chunk in [micro, n % micro].into_iter().filter(|c| *c > 0) {
+            let (ascent, descent) = self.samples(chunk);
+            sizes.extend([chunk, ascent, descent]);
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// Number of optimizer state vectors, each as long as the parameters; the last is LookSAM's direction.
     pub fn states(&self) -> usize {
-        match self.base {
+        let base = match self.base {
             Base::Sgd => usize::from(self.momentum != 0.0),
             Base::Adamw => 2,
-        }
+        };
+        base + usize::from(self.period > 1)
     }
 }

@@ -3,6 +3,7 @@
 use super::ascent::ascent_loss;
 use super::gradient::output;
 use super::options::{Ascent, Kernels, StepOptions};
+use super::update::Ending;
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
 use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
@@ -30,6 +31,18 @@ pub mod names {
     pub const THETA_OUT: &str = "theta_out";
     /// Gradient, f32 `[P]`.
     pub const GRAD: &str = "grad";
+    /// Gradient of the ascent pass where both are needed, f32 `[P]`.
+    pub const ASCENT_GRAD: &str = "ascent_grad";
+    /// Cross-entropy of each sample, f32 `[N]`.
+    pub const SCORES: &str = "scores";
+    /// Sum of the micro-batches' gradients so far, f32 `[P]`.
+    pub const SUM: &str = "sum";
+    /// The sum with another micro-batch, f32 `[P]`.
+    pub const SUM_OUT: &str = "sum_out";
+    /// 0 before the first micro-batch, then 1, f32 scalar.
+    pub const KEEP: &str = "keep";
+    /// Share of the batch that the micro-batch is, f32 scalar.
+    pub const SHARE: &str = "share";
     /// Norm of the perturbation, f32 scalar.
     pub const RHO: &str = "rho";
     /// Learning rate, f32 scalar.
@@ -174,6 +187,8 @@ pub struct StatSlot {
 pub struct Stages {
     /// (parameters, batch, phase) → loss, correct, gradient, statistics of the batch.
     pub grad: Graph,
+    /// (parameters, batch) → cross-entropy of each sample in training mode, correct; where samples are chosen by it.
+    pub score: Option<Graph>,
     /// (parameters, statistics, batch) → logits.
     pub eval: Graph,
     /// Trained parameters, in the order of the file.
@@ -223,6 +238,7 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
         }
     };
     let correct = loss::correct(&mut Builder::new(&mut graph, "metrics"), logits, labels)?;
+    let score = options.selects().then(|| score_stage(&mut graph, logits, labels, correct)).transpose()?;
     let wrt = graph.params();
     let gradients = differentiate(&mut graph, &seeds, &wrt)?;
     output(&mut graph, names::LOSS, loss);
@@ -253,7 +269,7 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     let eval = eval_stage(prepared, &params, &stats)?;
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
-    Ok(Stages { grad: graph, eval, params, stats, classes, inputs, labels, phase })
+    Ok(Stages { grad: graph, score, eval, params, stats, classes, inputs, labels, phase })
 }
 
 fn prepared_batch(prepared: &Prepared) -> Result<usize> {
@@ -399,6 +415,21 @@ fn keep_statistics(graph: &mut Graph, moved: &[StatSlot]) {
     }
 }
 
+/// The `score` stage; `graph`, of which it is the forward part, gives the scores too.
+fn score_stage(graph: &mut Graph, logits: ValueId, labels: ValueId, correct: ValueId) -> Result<Graph> {
+    let mut b = Builder::new(graph, "scores");
+    let one_hot = loss::one_hot(&mut b, logits, labels);
+    let scores = loss::scores(&mut b, logits, one_hot)?;
+    output(graph, names::SCORES, scores);
+    let mut score = graph.clone();
+    output(&mut score, names::CORRECT, correct);
+    keep_statistics(&mut score, &[]);
+    lower_batch_norm(&mut score)?;
+    score.remove_dead_nodes();
+    score.check_typed()?;
+    Ok(score)
+}
+
 /// The `eval` stage with the file's own weights in it: batch → logits. Nothing is differentiated, so any model that runs has one.
 ///
 /// # Errors
@@ -434,16 +465,15 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Resul
 pub(super) struct Flat {
     graph: Graph,
     len: usize,
-    stats: usize,
     inputs: BTreeMap<String, ValueId>,
 }
 
 impl Flat {
-    fn new(name: &str, len: usize, stats: usize, opset: i64) -> Self {
+    fn new(name: &str, len: usize) -> Self {
         let mut graph = Graph::default();
         name.clone_into(&mut graph.name);
-        graph.opsets.insert(String::new(), opset);
-        Self { graph, len, stats, inputs: BTreeMap::new() }
+        graph.opsets.insert(String::new(), FLAT_OPSET);
+        Self { graph, len, inputs: BTreeMap::new() }
     }
 
     fn input(&mut self, name: &str, shape: &[usize]) -> ValueId {
@@ -474,47 +504,71 @@ impl Flat {
     pub(super) fn output(&mut self, name: &str, v: ValueId) {
         output(&mut self.graph, name, v);
     }
-
-    /// s′ = s + rate·(batch − s), for every running statistic at once.
-    pub(super) fn move_statistics(&mut self) -> Result<()> {
-        if self.stats == 0 {
-            return Ok(());
-        }
-        let len = [self.stats];
-        let [s, batch, rate] = [names::STATS, names::BATCH_STATS, names::STAT_RATE].map(|n| self.input(n, &len));
-        let mut b = self.builder("statistics");
-        let difference = b.sub(batch, s)?;
-        let step = b.mul(difference, rate)?;
-        let next = b.add(s, step)?;
-        self.output(names::STATS_OUT, next);
-        Ok(())
-    }
 }
 
 /// The operator set of the flat stages, which need nothing newer.
 const FLAT_OPSET: i64 = 18;
 
-/// Builds `perturb` for `len` parameter and `stats` statistic elements; none without an ascent pass.
+/// Builds `perturb` for `len` parameter elements; none without an ascent pass.
 ///
 /// # Errors
 /// Never for valid options.
-pub fn perturb_stage(len: usize, stats: usize, options: &StepOptions) -> Result<Option<Graph>> {
+pub fn perturb_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
     if options.ascent.is_none() {
         return Ok(None);
     }
-    let mut flat = Flat::new("perturb", len, stats, FLAT_OPSET);
+    let mut flat = Flat::new("perturb", len);
     perturb::perturb(&mut flat, options)?;
     flat.graph.check_typed()?;
     Ok(Some(flat.graph))
 }
 
-/// Builds `update` for `len` parameter and `stats` statistic elements.
+/// Builds `update` for `len` parameter elements.
 ///
 /// # Errors
 /// Never for valid options.
-pub fn update_stage(len: usize, stats: usize, options: &StepOptions) -> Result<Graph> {
-    let mut flat = Flat::new("update", len, stats, FLAT_OPSET);
-    update::update(&mut flat, options)?;
+pub fn update_stage(len: usize, options: &StepOptions, ending: Ending) -> Result<Graph> {
+    let mut flat = Flat::new("update", len);
+    update::update(&mut flat, options, ending)?;
     flat.graph.check_typed()?;
     Ok(flat.graph)
+}
+
+/// Builds `statistics` for `len` elements: s′ = s + rate·(batch − s); none without running statistics.
+///
+/// # Errors
+/// Never.
+pub fn statistics_stage(len: usize) -> Result<Option<Graph>> {
+    if len == 0 {
+        return Ok(None);
+    }
+    let mut flat = Flat::new("statistics", len);
+    let [s, batch, rate] = [names::STATS, names::BATCH_STATS, names::STAT_RATE].map(|n| flat.vector(n));
+    let mut b = flat.builder("statistics");
+    let difference = b.sub(batch, s)?;
+    let step = b.mul(difference, rate)?;
+    let next = b.add(s, step)?;
+    flat.output(names::STATS_OUT, next);
+    flat.graph.check_typed()?;
+    Ok(Some(flat.graph))
+}
+
+/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g; none without micro-batches.
+///
+/// # Errors
+/// Never.
+pub fn accumulate_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
+    if options.micro_batch.is_none() {
+        return Ok(None);
+    }
+    let mut flat = Flat::new("accumulate", len);
+    let (sum, g) = (flat.vector(names::SUM), flat.vector(names::GRAD));
+    let (keep, share) = (flat.scalar(names::KEEP), flat.scalar(names::SHARE));
+    let mut b = flat.builder("accumulate");
+    let kept = b.mul(sum, keep)?;
+    let added = b.mul(g, share)?;
+    let next = b.add(kept, added)?;
+    flat.output(names::SUM_OUT, next);
+    flat.graph.check_typed()?;
+    Ok(Some(flat.graph))
 }

@@ -9,17 +9,80 @@ use crate::ir::ValueId;
 /// Offset of the norm when clipping, as `torch.nn.utils.clip_grad_norm_`.
 const CLIP_EPS: f64 = 1e-6;
 
+/// Offset of a norm in a denominator.
+const NORM_EPS: f64 = 1e-12;
+
+/// Which update a step ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// After both passes, or the only one.
+    Whole,
+    /// After a descent pass that reuses the direction of an earlier perturbation (LookSAM).
+    Reused,
+}
+
 /// The `update` stage: (θ `[P]`, g `[P]`, state `[P]` each, lr, …) → θ′ `[P]`, state′ `[P]` each.
 ///
 /// # Errors
 /// Never for consistent lengths.
-pub(super) fn update(flat: &mut Flat, options: &StepOptions) -> Result<()> {
+pub(super) fn update(flat: &mut Flat, options: &StepOptions, ending: Ending) -> Result<()> {
+    let g = flat.vector(names::GRAD);
+    let looks = options.states().checked_sub(1).filter(|_| options.period > 1);
+    let g = match (looks, ending) {
+        (Some(i), Ending::Reused) => reuse(flat, g, i, options)?,
+        (Some(i), Ending::Whole) => {
+            keep_direction(flat, g, i)?;
+            g
+        }
+        (None, _) if options.gsam_alpha > 0.0 => lower_gap(flat, g, options)?,
+        (None, _) => g,
+    };
     match options.base {
-        Base::Sgd => sgd(flat, options)?,
-        Base::Adamw => adamw(flat, options)?,
+        Base::Sgd => sgd(flat, g, options),
+        Base::Adamw => adamw(flat, g, options),
     }
-    // Without an ascent pass the statistics of the only pass move here.
-    if options.ascent.is_none() { flat.move_statistics() } else { Ok(()) }
+}
+
+/// x less its part along `axis`: x − (⟨x, a⟩/‖a‖²) a.
+fn across(b: &mut Builder<'_>, x: ValueId, axis: ValueId) -> Result<ValueId> {
+    let along = b.mul(x, axis)?;
+    let along = b.sum_all(along);
+    let squared = b.square(axis)?;
+    let squared = b.sum_all(squared);
+    let squared = b.offset(squared, f64::from(f32::MIN_POSITIVE))?;
+    let share = b.div(along, squared)?;
+    let part = b.mul(axis, share)?;
+    b.sub(x, part)
+}
+
+/// GSAM (Zhuang et al. 2022, algorithm 1): g′ − α·(g less its part along g′), with g′ at θ̂ and the ascent's g at θ.
+fn lower_gap(flat: &mut Flat, descent: ValueId, options: &StepOptions) -> Result<ValueId> {
+    let ascent = flat.vector(names::ASCENT_GRAD);
+    let mut b = flat.builder("gap");
+    let gap = across(&mut b, ascent, descent)?;
+    let gap = b.scale(gap, f64::from(options.gsam_alpha))?;
+    b.sub(descent, gap)
+}
+
+/// LookSAM (Liu et al. 2022, eq. 6): keeps g_v, the descent's gradient less its part along the ascent's, as state `i`.
+fn keep_direction(flat: &mut Flat, descent: ValueId, i: usize) -> Result<()> {
+    let ascent = flat.vector(names::ASCENT_GRAD);
+    let mut b = flat.builder("look");
+    let direction = across(&mut b, descent, ascent)?;
+    flat.output(&names::state_out(i), direction);
+    Ok(())
+}
+
+/// LookSAM (Liu et al. 2022, algorithm 1): g + α (‖g‖/‖g_v‖) g_v, with g_v of the last perturbation.
+fn reuse(flat: &mut Flat, g: ValueId, i: usize, options: &StepOptions) -> Result<ValueId> {
+    let direction = flat.vector(&names::state(i));
+    let mut b = flat.builder("look");
+    let (norm, of_direction) = (b.norm(g), b.norm(direction));
+    let of_direction = b.offset(of_direction, NORM_EPS)?;
+    let factor = b.div(norm, of_direction)?;
+    let factor = b.scale(factor, f64::from(options.look_alpha))?;
+    let added = b.mul(direction, factor)?;
+    b.add(g, added)
 }
 
 fn clipped(b: &mut Builder<'_>, g: ValueId, clip: Option<f32>) -> Result<ValueId> {
@@ -34,9 +97,9 @@ fn clipped(b: &mut Builder<'_>, g: ValueId, clip: Option<f32>) -> Result<ValueId
 }
 
 /// `torch.optim.SGD`: g ← g + λw; v ← m·v + g; w ← w − lr·v, or with Nesterov w ← w − lr·(g + m·v).
-fn sgd(flat: &mut Flat, o: &StepOptions) -> Result<()> {
-    let (theta, g, lr) = (flat.vector(names::THETA), flat.vector(names::GRAD), flat.scalar(names::LR));
-    let velocity = (o.states() > 0).then(|| flat.vector(&names::state(0)));
+fn sgd(flat: &mut Flat, g: ValueId, o: &StepOptions) -> Result<()> {
+    let (theta, lr) = (flat.vector(names::THETA), flat.scalar(names::LR));
+    let velocity = (o.momentum != 0.0).then(|| flat.vector(&names::state(0)));
     let mut b = flat.builder("update");
     let g = clipped(&mut b, g, o.clip_norm)?;
     let decay = b.scale(theta, f64::from(o.weight_decay))?;
@@ -66,8 +129,8 @@ fn sgd(flat: &mut Flat, o: &StepOptions) -> Result<()> {
 /// w ← w·(1 − lr·λ); m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²; w ← w − (lr/c₁)·m/(√v/√c₂ + ε).
 ///
 /// The bias corrections c₁ = 1 − β₁ᵗ and √c₂ = √(1 − β₂ᵗ) are inputs, computed in f64.
-fn adamw(flat: &mut Flat, o: &StepOptions) -> Result<()> {
-    let (theta, g, lr) = (flat.vector(names::THETA), flat.vector(names::GRAD), flat.scalar(names::LR));
+fn adamw(flat: &mut Flat, g: ValueId, o: &StepOptions) -> Result<()> {
+    let (theta, lr) = (flat.vector(names::THETA), flat.scalar(names::LR));
     let (m, v) = (flat.vector(&names::state(0)), flat.vector(&names::state(1)));
     let (c1, root_c2) = (flat.scalar(names::BIAS1), flat.scalar(names::BIAS2));
     let mut b = flat.builder("update");

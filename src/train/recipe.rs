@@ -32,6 +32,8 @@ pub struct Recipe {
     pub schedule_per: Unit,
     /// Linear warm-up, in the schedule's unit.
     pub warmup: usize,
+    /// Shape of ρ, which has no warm-up.
+    pub rho_schedule: Schedule,
     /// `none`, `crop-flip` or `crop-flip-cutout`.
     pub augment: String,
     /// Share of the training samples held out for validation when the data has no validation set.
@@ -77,6 +79,7 @@ impl Default for Recipe {
             schedule: Schedule::Cosine,
             schedule_per: Unit::Epoch,
             warmup: 0,
+            rho_schedule: Schedule::Constant,
             augment: "none".into(),
             valid: 0.1,
             label_noise: 0.0,

@@ -130,9 +130,11 @@ pub fn train(
     recipe.normalization.clone_from(&data.normalization);
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
-    if let Some(rest) = data.rest {
-        let prepared = prepare(&graph, &sizes.with_batch(rest), recipe.ends(), engine)?;
-        program.add_batch_size(&build(&prepared, &recipe.step)?)?;
+    for size in [Some(recipe.batch_size), data.rest].into_iter().flatten() {
+        while let Some(n) = program.missing_batch_size(size) {
+            let prepared = prepare(&graph, &sizes.with_batch(n), recipe.ends(), engine)?;
+            program.add_batch_size(&build(&prepared, &recipe.step)?)?;
+        }
     }
     let mut evaluation = program.evaluation(&stages)?;
     let folder = out.join("checkpoint");
@@ -175,7 +177,8 @@ pub fn train(
                 Unit::Step => (position.steps as usize, total as usize),
             };
             let lr = recipe.lr * recipe.schedule.factor(t, span, recipe.warmup);
-            let losses = program.step(&bytes(&batch), &batch.labels, lr, recipe.step.rho)?;
+            let rho = recipe.step.rho * recipe.rho_schedule.factor(t, span, 0);
+            let losses = program.step(&bytes(&batch), &batch.labels, lr, rho)?;
             let n = batch.labels.len() as f64;
             position.steps += 1;
             position.batch += 1;
