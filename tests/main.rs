@@ -14,6 +14,7 @@ mod graphs;
 mod inspect;
 mod kernels;
 mod layers;
+mod methods;
 mod models;
 mod optimized;
 mod replay;
