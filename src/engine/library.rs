@@ -5,8 +5,10 @@
 use super::find::{Places, libraries_in};
 use super::ort_error;
 use crate::error::{Error, Result};
+use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -218,7 +220,24 @@ fn start(path: PathBuf, version: String, threads: Option<usize>, skipped: Vec<Er
     if !user_wants_log {
         environment.set_log_level(LogLevel::Error);
     }
+    share_arena(&environment)?;
     Ok(Runtime { path, version, providers: providers()?, threads, skipped, environment })
+}
+
+/// One arena for the host tensors of all sessions: they run one after the other, and each would keep its own peak.
+fn share_arena(environment: &Environment) -> Result<()> {
+    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+    let info = info.map_err(ort_error)?;
+    let (default, mut config) = (-1, std::ptr::null_mut());
+    // SAFETY: the out-parameter is valid; 0 is no limit, and the others are the runtime's own choices.
+    super::value::check(unsafe { (ort::api().CreateArenaCfg)(0, default, default, default, &mut config) })?;
+    // SAFETY: the pointers are valid through the call, which copies what it needs.
+    let made = unsafe {
+        (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), config.cast_const())
+    };
+    // SAFETY: made above and not used again.
+    unsafe { (ort::api().ReleaseArenaCfg)(config) };
+    super::value::check(made)
 }
 
 /// Keeps an error message of ONNX Runtime for [`take_log`]; only the newest few.
