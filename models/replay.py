@@ -51,6 +51,8 @@ METHODS = {
     "gsam": SGD | SAM | {"gsam_alpha": 0.4},
     "gsam-bisam": ADAMW | TANH | {"gsam_alpha": 0.2},
     "looksam": SGD | SAM | {"period": 3, "look_alpha": 0.7},
+    "swp": SGD | SAM | {"swp_beta": 0.6},
+    "e-bisam": SGD | NEG_LOG | {"swp_beta": 0.6, "sds_gamma": 0.5},
     "looksam-bisam": ADAMW | NEG_LOG | {"period": 4, "look_alpha": 0.5},
 }
 
@@ -86,7 +88,8 @@ def perturbation(parameters, settings):
         least = 0 if settings.get("adaptive_all") else 2
         scale = [p.detach().abs() + settings["eta"] if p.dim() >= least else t for p, t in zip(parameters, scale)]
     norm = torch.sqrt(sum(((t * p.grad) ** 2).sum() for p, t in zip(parameters, scale)))
-    return [settings["rho"] * t**2 * p.grad / (norm + 1e-12) for p, t in zip(parameters, scale)]
+    rho = settings["rho"] / settings.get("swp_beta", 1.0)
+    return [rho * t**2 * p.grad / (norm + 1e-12) for p, t in zip(parameters, scale)]
 
 
 def move_statistics(network, momentum):
@@ -122,8 +125,11 @@ def gradients(parameters, loss):
     return torch.autograd.grad(loss, parameters)
 
 
-def passes(network, x, labels, settings, climbs):
-    """Losses of the passes on a micro-batch, and their gradients: (losses, ascent's or None, descent's)."""
+def passes(network, x, labels, settings, climbs, chosen_names):
+    """Losses of the passes on a micro-batch, and their gradients: (losses, ascent's or None, descent's).
+
+    ESAM's stochastic weight perturbation moves the parameters of these names only, by rho / beta.
+    """
     parameters = list(network.parameters())
     kept = [p.detach().clone() for p in parameters]
     losses, up = [], None
@@ -135,8 +141,8 @@ def passes(network, x, labels, settings, climbs):
         loss = ascent_loss(network(x), labels, settings)
         losses.append(loss.item())
         up = gradients(parameters, loss)
-        for p, g in zip(parameters, up):
-            p.grad = g
+        for (name, p), g in zip(network.named_parameters(), up):
+            p.grad = g if chosen_names is None or name in chosen_names else torch.zeros_like(g)
         with torch.no_grad():
             for p, e in zip(parameters, perturbation(parameters, settings)):
                 p += e
@@ -164,7 +170,7 @@ def across(x, axis):
     return x - (x @ axis) / (axis @ axis) * axis
 
 
-def step(network, optimizer, x, labels, settings, memory):
+def step(network, optimizer, x, labels, settings, memory, chosen_names):
     """One training step; returns the losses of its passes, in order. LookSAM's direction is kept in `memory`."""
     parameters = list(network.parameters())
     count = memory.setdefault("steps", 0)
@@ -173,7 +179,7 @@ def step(network, optimizer, x, labels, settings, memory):
     total, losses = 0.0, 0.0
     for first in range(0, len(x), size):
         part = slice(first, first + size)
-        found, up, down = passes(network, x[part], labels[part], settings, climbs)
+        found, up, down = passes(network, x[part], labels[part], settings, climbs, chosen_names)
         share = len(x[part]) / len(x)
         total = total + share * flat(down)
         losses = losses + share * np.array(found)
@@ -210,8 +216,12 @@ def replay(name, settings, x, labels, dtype=torch.float64):
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
     optimizer = base_optimizer(network.parameters(), settings)
     arrays, losses, memory = {}, [], {}
+    choices = [None] * STEPS
+    if "swp_beta" in settings:
+        # The random choices of the run to compare with, as parameter names.
+        choices = [set(line.split()) for line in (HERE / "reference" / f"choices_{name}.txt").read_text().splitlines()]
     for index in range(STEPS):
-        losses.append(step(network, optimizer, x[index].to(dtype), labels[index], settings, memory))
+        losses.append(step(network, optimizer, x[index].to(dtype), labels[index], settings, memory, choices[index]))
         if index + 1 in (1, STEPS):
             state = network.state_dict()
             arrays |= {f"step{index + 1}/{i.name}": state[i.name].float().numpy().copy() for i in graph.initializer}

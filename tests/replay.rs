@@ -1,10 +1,11 @@
 //! Ten steps of every method against the authors' update, written independently in PyTorch (`models/replay.py`).
 
 use crate::common::{engine, npz, repo};
+use crate::snapshot;
 use bisam::adapt::untie;
 use bisam::engine::Program;
 use bisam::onnx::import;
-use bisam::step::{Ends, Kernels, StepOptions, build, prepare};
+use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
 /// Largest error of a tensor, relative to its norm.
@@ -15,6 +16,23 @@ fn options(settings: &serde_json::Value) -> StepOptions {
     let known = settings.as_object().expect("an object").iter().filter(|(k, _)| *k != "lr");
     let renamed: serde_json::Map<_, _> = known.map(|(k, v)| (k.replace('_', "-"), v.clone())).collect();
     serde_json::from_value(renamed.into()).expect("settings of a step")
+}
+
+/// SWP's random choices, kept for the reference to take the same: a line of parameter names for every step.
+#[test]
+fn random_choices_are_as_kept() {
+    let options = Preset::Esam.options();
+    for model in ["tiny_bn", "tiny_ln"] {
+        let graph = import(repo(&format!("models/{model}.onnx"))).expect("imports").graph;
+        let names: Vec<&str> = graph.params().into_iter().map(|v| graph[v].name.as_str()).collect();
+        let subsets = options.subsets(names.len());
+        let line = |step: u64| {
+            let chosen = &subsets[options.subset(step, 0)];
+            let names = names.iter().zip(chosen).filter(|(_, chosen)| **chosen).map(|(name, _)| *name);
+            names.collect::<Vec<_>>().join(" ") + "\n"
+        };
+        snapshot::check(&format!("models/reference/choices_{model}.txt"), &(0..10).map(line).collect::<String>());
+    }
 }
 
 #[test]
@@ -82,6 +100,6 @@ fn ten_steps_equal_the_authors_update() {
             }
         }
     }
-    assert!(runs >= 38, "only {runs} replays");
+    assert!(runs >= 42, "only {runs} replays");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -61,6 +61,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             write(name, &graph)?;
         }
     }
+    for (i, subset) in stages.subsets.iter().enumerate() {
+        write(&format!("ascent{i}.onnx"), &subset.grad)?;
+    }
     let places: Vec<_> = stages
         .params
         .iter()

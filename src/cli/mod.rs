@@ -172,6 +172,9 @@ pub struct StepArgs {
     /// Share of the samples that the descent sees: those whose loss the perturbation raises most (SDS of ESAM)
     #[arg(long, value_name = "SHARE")]
     sds_gamma: Option<f32>,
+    /// Share of the parameter tensors that a perturbation moves (SWP of ESAM)
+    #[arg(long, value_name = "SHARE")]
+    swp_beta: Option<f32>,
     /// Weight of the surrogate gap (GSAM)
     #[arg(long, value_name = "ALPHA")]
     gsam_alpha: Option<f32>,
@@ -249,6 +252,7 @@ impl StepArgs {
             (self.rho, &mut options.rho),
             (self.eta, &mut options.eta),
             (self.sds_gamma, &mut options.sds_gamma),
+            (self.swp_beta, &mut options.swp_beta),
             (self.gsam_alpha, &mut options.gsam_alpha),
             (self.look_alpha, &mut options.look_alpha),
             (self.momentum, &mut options.momentum),

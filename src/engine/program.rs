@@ -11,7 +11,7 @@ use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
 use crate::step::stages::{
-    Slot, Stages, StatSlot, accumulate_stage, names, perturb_stage, statistics_stage, update_stage,
+    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, statistics_stage, update_stage,
 };
 use crate::step::update::Ending;
 use crate::step::{Base, StepOptions};
@@ -88,6 +88,8 @@ struct GradStage {
     /// By direction, then side.
     bindings: [[Binding; 2]; 2],
     score: Option<(Session, [Binding; 2])>,
+    /// The ascent with respect to some parameters, by choice, then side.
+    subsets: Vec<(Session, [Binding; 2])>,
     inputs: Vec<Buffer>,
     labels: Buffer,
     scores: Buffer,
@@ -140,6 +142,8 @@ pub struct Program {
     engine: Engine,
     options: StepOptions,
     params: Vec<Slot>,
+    /// The choices of parameters that an ascent may be with respect to; none means all.
+    chosen: Vec<Vec<bool>>,
     stats: Vec<StatSlot>,
     layout: Layout,
     stat_layout: Layout,
@@ -283,6 +287,7 @@ impl Program {
             engine: *engine,
             options: options.clone(),
             params: stages.params.clone(),
+            chosen: stages.subsets.iter().map(|s| s.chosen.clone()).collect(),
             stats: stages.stats.clone(),
             layout,
             stat_layout,
@@ -348,9 +353,10 @@ impl Program {
             }
             Ok(b)
         };
-        let bind = |way: Way, side: usize| -> Result<Binding> {
-            let mut b = read(&session, side)?;
-            for (i, p) in self.params.iter().enumerate() {
+        let bind = |session: &Session, way: Way, side: usize| -> Result<Binding> {
+            let mut b = read(session, side)?;
+            let made = |p: &Slot| session.outputs().contains(&p.output);
+            for (i, p) in self.params.iter().enumerate().filter(|(_, p)| made(p)) {
                 let (offset, ty) = self.layout.view(i);
                 let grad = if way == Way::Up { &self.buffers.ascent_grad } else { &self.buffers.grad };
                 b.output(&p.output, grad, offset, &ty)?;
@@ -377,9 +383,16 @@ impl Program {
             let bindings = [bind(0)?, bind(1)?];
             Ok((session, bindings))
         };
-        let bindings = [[bind(Way::Up, 0)?, bind(Way::Up, 1)?], [bind(Way::Down, 0)?, bind(Way::Down, 1)?]];
+        let both = |session: &Session, way: Way| Ok::<_, Error>([bind(session, way, 0)?, bind(session, way, 1)?]);
+        let bindings = [both(&session, Way::Up)?, both(&session, Way::Down)?];
+        let subset = |s: &Subset| -> Result<(Session, [Binding; 2])> {
+            let session = self.engine.compile(&s.grad)?;
+            let bindings = both(&session, Way::Up)?;
+            Ok((session, bindings))
+        };
+        let subsets = stages.subsets.iter().map(subset).collect::<Result<_>>()?;
         let score = stages.score.as_ref().map(score).transpose()?;
-        self.grads.push(GradStage { session, bindings, score, inputs, labels, scores, batch });
+        self.grads.push(GradStage { session, bindings, score, subsets, inputs, labels, scores, batch });
         Ok(())
     }
 
@@ -399,14 +412,15 @@ impl Program {
             return Err(Error::new(format!("no step is compiled for a batch of {missing}")));
         }
         self.buffers.lr.write_f32(&[lr])?;
-        self.buffers.rho.write_f32(&[rho])?;
+        self.buffers.rho.write_f32(&[rho / self.options.swp_beta])?;
         let climbs = self.perturb.is_some() && self.steps.is_multiple_of(self.options.period as u64);
         let micro = self.options.micro_batch.unwrap_or(n).min(n);
         let mut losses = Losses { ascent: None, descent: 0.0, correct: 0.0 };
         for first in (0..n).step_by(micro.max(1)) {
             let part = first..(first + micro).min(n);
             let share = part.len() as f32 / n as f32;
-            losses.add(self.gradient_at(inputs, labels, part, climbs)?, share);
+            let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, first / micro));
+            losses.add(self.gradient_at(inputs, labels, part, climbs, choice)?, share);
             if let Some(stage) = &mut self.accumulate {
                 self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
                 self.buffers.share.write_f32(&[share])?;
@@ -430,8 +444,16 @@ impl Program {
         Ok(losses)
     }
 
-    /// The gradient of a micro-batch, after its perturbation if it `climbs`. Running statistics move with the first pass.
-    fn gradient_at(&mut self, inputs: &[&[u8]], labels: &[i64], part: Range<usize>, climbs: bool) -> Result<Losses> {
+    /// The gradient of a micro-batch, after its perturbation, of some parameters by `choice`, if it `climbs`. Running statistics
+    /// move with the first pass.
+    fn gradient_at(
+        &mut self,
+        inputs: &[&[u8]],
+        labels: &[i64],
+        part: Range<usize>,
+        climbs: bool,
+        choice: Option<usize>,
+    ) -> Result<Losses> {
         let (here, there) = (self.sides.theta, 1 - self.sides.theta);
         let mut rows: Vec<usize> = part.collect();
         let (first, second) = self.options.samples(rows.len());
@@ -446,7 +468,7 @@ impl Program {
         let mut ascent = None;
         let mut at = here;
         if climbs {
-            ascent = Some(self.pass(which, here, Way::Up)?);
+            ascent = Some(self.pass(which, here, Way::Up, choice)?);
             self.move_statistics()?;
             correct = Some(correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?);
             let before = (second < rows.len()).then(|| self.grads[which].scores.read_f32(rows.len())).transpose()?;
@@ -463,7 +485,7 @@ impl Program {
                 which = self.feed(inputs, labels, &rows)?;
             }
         }
-        let descent = self.pass(which, at, Way::Down)?;
+        let descent = self.pass(which, at, Way::Down, None)?;
         if !climbs {
             self.move_statistics()?;
         }
@@ -503,11 +525,21 @@ impl Program {
         Ok(())
     }
 
-    fn pass(&mut self, which: usize, side: usize, way: Way) -> Result<f32> {
+    fn pass(&mut self, which: usize, side: usize, way: Way, choice: Option<usize>) -> Result<f32> {
         let start = Instant::now();
         self.buffers.phase.write(0, &[u8::from(way == Way::Up)])?;
         let grad = &mut self.grads[which];
-        grad.session.run_bound(&grad.bindings[way as usize][side])?;
+        if let Some(choice) = choice {
+            // What is left out does not move.
+            for (i, _) in self.chosen[choice].iter().enumerate().filter(|(_, chosen)| !**chosen) {
+                let (offset, ty) = self.layout.view(i);
+                self.buffers.ascent_grad.write(offset, &vec![0; ty.bytes()])?;
+            }
+            let (session, bindings) = &mut grad.subsets[choice];
+            session.run_bound(&bindings[side])?;
+        } else {
+            grad.session.run_bound(&grad.bindings[way as usize][side])?;
+        }
         self.times.grad += start.elapsed();
         let loss = self.buffers.loss.scalar()?;
         if loss.is_finite() {

@@ -1,6 +1,8 @@
 //! The axes of a step. Every axis is independent of the others; presets name combinations.
 
 use crate::error::{Error, Result};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -38,6 +40,9 @@ pub enum Kernels {
     Fused,
 }
 
+/// Choices of parameters that SWP draws from.
+pub const SUBSETS: usize = 4;
+
 /// Settings of a training step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -65,6 +70,12 @@ pub struct StepOptions {
     pub top_k: Option<usize>,
     /// Share γ of the samples that the descent sees, those whose loss the perturbation raises most: SDS of ESAM, Du et al. 2022.
     pub sds_gamma: f32,
+    /// Share β of the parameter tensors that a perturbation moves, with ρ/β: SWP of ESAM, Du et al. 2022. The others are not
+    /// differentiated in the ascent pass; one of [`SUBSETS`] random choices, drawn once, is taken in every step.
+    pub swp_beta: f32,
+    /// Seed of the random choices of a step.
+    #[serde(skip)]
+    pub seed: u64,
     /// Weight α of what is taken away from the descent gradient to lower the loss itself: GSAM, Zhuang et al. 2022.
     pub gsam_alpha: f32,
     /// Steps from one perturbation to the next; the steps between them reuse its direction: LookSAM, Liu et al. 2022.
@@ -107,6 +118,8 @@ impl Default for StepOptions {
             micro_batch: None,
             top_k: None,
             sds_gamma: 1.0,
+            swp_beta: 1.0,
+            seed: 0,
             gsam_alpha: 0.0,
             period: 1,
             look_alpha: 0.7,
@@ -152,11 +165,15 @@ pub enum Preset {
     Ksam,
     /// SAM that perturbs every few steps only.
     Looksam,
+    /// SAM on some of the weights, whose descent sees some of the samples.
+    Esam,
+    /// BiSAM (−log) on some of the weights, whose descent sees some of the samples.
+    EBisam,
 }
 
 impl Preset {
     /// Every preset with its name.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::Sgd, "sgd"),
         (Self::Sam, "sam"),
         (Self::Bisam, "bisam"),
@@ -169,14 +186,18 @@ impl Preset {
         (Self::Gsam, "gsam"),
         (Self::Ksam, "ksam"),
         (Self::Looksam, "looksam"),
+        (Self::Esam, "esam"),
+        (Self::EBisam, "e-bisam"),
     ];
 
     /// The settings it stands for.
     pub fn options(self) -> StepOptions {
         let ascent = match self {
             Self::Sgd | Self::Adamw => None,
-            Self::Sam | Self::Asam | Self::Msam | Self::Gsam | Self::Ksam | Self::Looksam => Some(Ascent::CrossEntropy),
-            Self::Bisam | Self::ABisam | Self::MBisam => Some(Ascent::NegLog),
+            Self::Sam | Self::Asam | Self::Msam | Self::Gsam | Self::Ksam | Self::Looksam | Self::Esam => {
+                Some(Ascent::CrossEntropy)
+            }
+            Self::Bisam | Self::ABisam | Self::MBisam | Self::EBisam => Some(Ascent::NegLog),
             Self::BisamTanh => Some(Ascent::Tanh),
         };
         let mut options = StepOptions { ascent, ..StepOptions::default() };
@@ -188,6 +209,8 @@ impl Preset {
             Self::Gsam => options.gsam_alpha = 0.4,
             Self::Ksam => options.top_k = Some(64),
             Self::Looksam => options.period = 5,
+            // As the script of ESAM's authors runs it.
+            Self::Esam | Self::EBisam => (options.swp_beta, options.sds_gamma) = (0.6, 0.5),
             Self::Sgd | Self::Sam | Self::Bisam => {}
         }
         options
@@ -236,6 +259,7 @@ impl StepOptions {
         }
         let shares = [
             ("sds-gamma", self.sds_gamma, self.sds_gamma > 0.0 && self.sds_gamma <= 1.0, "in (0, 1]"),
+            ("swp-beta", self.swp_beta, self.swp_beta > 0.0 && self.swp_beta <= 1.0, "in (0, 1]"),
             ("gsam-alpha", self.gsam_alpha, self.gsam_alpha >= 0.0, "at least 0"),
             ("look-alpha", self.look_alpha, self.look_alpha >= 0.0, "at least 0"),
         ];
@@ -248,8 +272,9 @@ impl StepOptions {
         }
         let together = |what: &str, why: &str| Err(Error::new(format!("{what} cannot be combined: {why}")));
         let (selects, surrogate, looks) = (self.selects(), self.gsam_alpha > 0.0, self.period > 1);
-        if self.ascent.is_none() && (self.sds_gamma < 1.0 || surrogate || looks || self.adaptive) {
-            return Err(Error::new("sds-gamma, gsam-alpha, period and adaptive need a perturbation")
+        let partial = self.swp_beta < 1.0;
+        if self.ascent.is_none() && (self.sds_gamma < 1.0 || partial || surrogate || looks || self.adaptive) {
+            return Err(Error::new("sds-gamma, swp-beta, gsam-alpha, period and adaptive need a perturbation")
                 .hint("choose one with --ascent, or a preset such as sam or bisam"));
         }
         if self.top_k.is_some() && self.sds_gamma < 1.0 {
@@ -257,6 +282,12 @@ impl StepOptions {
         }
         if surrogate && looks {
             return together("gsam-alpha and period", "between perturbations there is no surrogate gap to lower");
+        }
+        if (surrogate || looks) && partial {
+            return together(
+                "gsam-alpha or period with swp-beta",
+                "they compare the gradients of both passes, and the ascent's lacks some parameters",
+            );
         }
         if (surrogate || looks) && (self.micro_batch.is_some() || selects) {
             return together(
@@ -278,6 +309,26 @@ impl StepOptions {
     /// Whether the gradient of the ascent is needed after that of the descent is known.
     pub fn compares_gradients(&self) -> bool {
         self.gsam_alpha > 0.0 || self.period > 1
+    }
+
+    /// The choices of parameters, out of `n`, that a run with SWP draws from: each parameter is in with probability β, and
+    /// some parameter always.
+    pub fn subsets(&self, n: usize) -> Vec<Vec<bool>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut draw = || loop {
+            let chosen: Vec<bool> = (0..n).map(|_| rng.random_bool(f64::from(self.swp_beta))).collect();
+            if chosen.contains(&true) || n == 0 {
+                break chosen;
+            }
+        };
+        (0..SUBSETS).map(|_| draw()).collect()
+    }
+
+    /// Which of the choices micro-batch `part` of step `step` takes.
+    pub fn subset(&self, step: u64, part: usize) -> usize {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(1 + step);
+        (0..=part).map(|_| rng.random_range(0..SUBSETS)).last().unwrap_or(0)
     }
 
     /// Samples of the ascent and of the descent, of a micro-batch of `n`.

@@ -182,11 +182,22 @@ pub struct StatSlot {
     pub rate: f32,
 }
 
+/// `grad` with respect to some parameters.
+#[derive(Debug, Clone)]
+pub struct Subset {
+    /// The graph.
+    pub grad: Graph,
+    /// Which of the parameters, in their order.
+    pub chosen: Vec<bool>,
+}
+
 /// The graphs that depend on the model, and their interface. `perturb` and `update` depend on lengths only.
 #[derive(Debug, Clone)]
 pub struct Stages {
     /// (parameters, batch, phase) → loss, correct, gradient, statistics of the batch.
     pub grad: Graph,
+    /// `grad` with respect to some of the parameters, for the ascent pass: one of them is drawn in every step.
+    pub subsets: Vec<Subset>,
     /// (parameters, batch) → cross-entropy of each sample in training mode, correct; where samples are chosen by it.
     pub score: Option<Graph>,
     /// (parameters, statistics, batch) → logits.
@@ -239,21 +250,46 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     };
     let correct = loss::correct(&mut Builder::new(&mut graph, "metrics"), logits, labels)?;
     let score = options.selects().then(|| score_stage(&mut graph, logits, labels, correct)).transpose()?;
-    let wrt = graph.params();
-    let gradients = differentiate(&mut graph, &seeds, &wrt)?;
     output(&mut graph, names::LOSS, loss);
     output(&mut graph, names::CORRECT, correct);
+    let forward = (options.swp_beta < 1.0).then(|| graph.clone());
+    let wrt = graph.params();
+    let (params, stats) = finish(&mut graph, &seeds, &wrt, &norms)?;
+    let subset = |(chosen, mut graph): (Vec<bool>, Graph)| -> Result<Subset> {
+        let place = |v: &ValueId| params.iter().position(|p| p.name == graph[*v].name);
+        let of: Vec<ValueId> = wrt.iter().copied().filter(|v| place(v).is_some_and(|i| chosen[i])).collect();
+        let unreached: Vec<ValueId> = wrt.iter().copied().filter(|v| place(v).is_none()).collect();
+        unreached.into_iter().for_each(|v| freeze_value(&mut graph, v));
+        finish(&mut graph, &seeds, &of, &norms)?;
+        Ok(Subset { grad: graph, chosen })
+    };
+    let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
+    let subsets = chosen.map(subset).collect::<Result<_>>()?;
+    let eval = eval_stage(prepared, &params, &stats)?;
+    let labels = graph[labels].name.clone();
+    let phase = phase.map(|p| graph[p].name.clone());
+    Ok(Stages { grad: graph, subsets, score, eval, params, stats, classes, inputs, labels, phase })
+}
+
+/// Adds the gradients with respect to `wrt` and the batch's statistics to a forward graph with its losses.
+fn finish(
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+    norms: &[BatchNorm],
+) -> Result<(Vec<Slot>, Vec<StatSlot>)> {
+    let gradients = differentiate(graph, seeds, wrt)?;
     let mut params = Vec::new();
-    for (v, gradient) in wrt.into_iter().zip(gradients) {
-        let name = graph[v].name.clone();
+    for (v, gradient) in wrt.iter().zip(gradients) {
+        let name = graph[*v].name.clone();
         match gradient {
             Some(g) => {
-                let output = output(&mut graph, &format!("grad/{name}"), g);
-                let shape = graph.ty(v)?.shape.clone();
+                let output = output(graph, &format!("grad/{name}"), g);
+                let shape = graph.ty(*v)?.shape.clone();
                 params.push(Slot { input: name.clone(), name, shape, output });
             }
             // Nothing it does reaches the logits: it is no parameter of this model.
-            None => freeze_value(&mut graph, v),
+            None => freeze_value(graph, *v),
         }
     }
     if params.is_empty() {
@@ -261,15 +297,12 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
             Error::new("no parameter of the model reaches the logits").hint("`bisam inspect` shows the parameters")
         );
     }
-    let stats = statistics(&mut graph, &norms)?;
-    keep_statistics(&mut graph, &stats);
-    lower_batch_norm(&mut graph)?;
+    let stats = statistics(graph, norms)?;
+    keep_statistics(graph, &stats);
+    lower_batch_norm(graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
-    let eval = eval_stage(prepared, &params, &stats)?;
-    let labels = graph[labels].name.clone();
-    let phase = phase.map(|p| graph[p].name.clone());
-    Ok(Stages { grad: graph, score, eval, params, stats, classes, inputs, labels, phase })
+    Ok((params, stats))
 }
 
 fn prepared_batch(prepared: &Prepared) -> Result<usize> {

@@ -124,9 +124,10 @@ pub fn train(
     let splits = open_data(&spec, &graph)?;
     let sizes = sizes(&graph, &splits.train, recipe.batch_size);
     let prepared = prepare(&graph, &sizes, recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
-    let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
-    let data = Data::load(splits, recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     let mut recipe = recipe.clone();
+    recipe.step.seed = recipe.seed;
+    let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
+    let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     recipe.normalization.clone_from(&data.normalization);
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
