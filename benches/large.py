@@ -8,15 +8,16 @@ differentiation and writing the stages) at a batch of 2. Needs the packages of b
 """
 
 import argparse
-import os
+import json
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
-if "--export" in sys.argv:
-    import torch
+import onnx
+import torch
 import torchvision
 import transformers
 from torch import nn
@@ -90,12 +91,20 @@ def export(name, path):
     )
 
 
+# Run in a small process of its own: a process starts with the memory of the one that starts it.
+MEASURE = """
+import json, resource, subprocess, sys, time
+begin = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps([time.perf_counter() - begin, peak, code == 0]))
+"""
+
+
 def measure(command):
     """Seconds on the clock and most memory in bytes of a command, and whether it ended well."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status) == 0
+    result = subprocess.run([sys.executable, "-S", "-c", MEASURE, *map(str, command)], capture_output=True, text=True)
+    return json.loads(result.stdout)
 
 
 def main():
@@ -112,8 +121,6 @@ def main():
         path = options.folder / f"{name}.onnx"
         if not path.exists():
             export(name, path)
-        import onnx
-
         nodes = len(onnx.load(path, load_external_data=False).graph.node)
         size = path.stat().st_size
         cells = []

@@ -130,6 +130,16 @@ impl Tensor {
         }
     }
 
+    /// Whether some element fulfils a condition; does not copy floats.
+    pub fn any(&self, condition: impl Fn(f64) -> bool) -> bool {
+        match self.dtype {
+            DType::F32 => {
+                self.bytes.chunks_exact(4).any(|b| condition(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))))
+            }
+            _ => self.to_f64().into_iter().any(condition),
+        }
+    }
+
     /// The elements as `f32`, whatever their type.
     pub fn to_f32(&self) -> Vec<f32> {
         self.to_vec::<f32>().unwrap_or_else(|| self.to_f64().into_iter().map(|v| v as f32).collect())

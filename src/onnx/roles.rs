@@ -130,7 +130,7 @@ fn decide(
     if tensor.len() == 1 {
         return (Role::Constant, "a single number");
     }
-    if tensor.to_f64().iter().any(|v| !v.is_finite() || v.abs() > MASK_MAGNITUDE) {
+    if tensor.any(|v| !v.is_finite() || v.abs() > MASK_MAGNITUDE) {
         return (Role::Constant, "values of a mask");
     }
     let elementwise = |(n, _): &(NodeId, usize)| ELEMENTWISE.iter().any(|op| is(*n, op));
