@@ -63,10 +63,11 @@ fn ten_steps_equal_the_authors_update() {
             let prepared = prepare(&graph, &Sizes::batch(batch), Ends::default(), &engine).expect("prepares");
             let stages = build(&prepared, &options).expect("builds");
             let mut program = Program::new(&engine, &stages, &options).expect("compiles");
-            while let Some(n) = program.missing_batch_size(batch) {
-                let prepared = prepare(&graph, &Sizes::batch(n), Ends::default(), &engine).expect("prepares");
-                program.add_batch_size(&build(&prepared, &options).expect("builds")).expect("compiles");
-            }
+            program
+                .add_batch_sizes(batch, |n| {
+                    build(&prepare(&graph, &Sizes::batch(n), Ends::default(), &engine)?, &options)
+                })
+                .expect("compiles");
             let labels = run["labels"].to_vec::<i64>().expect("i64");
             let size = batches.bytes().len() / 10;
             for step in 0..10 {

@@ -324,7 +324,7 @@ impl Program {
     ///
     /// # Errors
     /// Whatever ONNX Runtime says about it.
-    pub fn add_batch_size(&mut self, stages: &Stages) -> Result<()> {
+    fn add_batch_size(&mut self, stages: &Stages) -> Result<()> {
         let session = self.engine.compile(&stages.grad)?;
         let memory = &self.buffers.memory;
         let inputs: Vec<Buffer> =
@@ -396,8 +396,19 @@ impl Program {
         Ok(())
     }
 
+    /// Compiles every batch size that a step on `n` samples runs and that is not there yet; `stages` builds those of one size.
+    ///
+    /// # Errors
+    /// As `stages` and [`Program::add_batch_size`].
+    pub fn add_batch_sizes(&mut self, n: usize, stages: impl Fn(usize) -> Result<Stages>) -> Result<()> {
+        while let Some(missing) = self.missing_batch_size(n) {
+            self.add_batch_size(&stages(missing)?)?;
+        }
+        Ok(())
+    }
+
     /// Whether a step on `n` samples lacks a batch size, and which: see [`StepOptions::batch_sizes`].
-    pub fn missing_batch_size(&self, n: usize) -> Option<usize> {
+    fn missing_batch_size(&self, n: usize) -> Option<usize> {
         self.options.batch_sizes(n).into_iter().find(|n| !self.grads.iter().any(|g| g.batch == *n))
     }
 

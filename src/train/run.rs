@@ -132,10 +132,9 @@ pub fn train(
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
     for size in [Some(recipe.batch_size), data.rest].into_iter().flatten() {
-        while let Some(n) = program.missing_batch_size(size) {
-            let prepared = prepare(&graph, &sizes.with_batch(n), recipe.ends(), engine)?;
-            program.add_batch_size(&build(&prepared, &recipe.step)?)?;
-        }
+        program.add_batch_sizes(size, |n| {
+            build(&prepare(&graph, &sizes.with_batch(n), recipe.ends(), engine)?, &recipe.step)
+        })?;
     }
     let mut evaluation = program.evaluation(&stages)?;
     let folder = out.join("checkpoint");
