@@ -399,7 +399,7 @@ impl Program {
     /// Compiles every batch size that a step on `n` samples runs and that is not there yet; `stages` builds those of one size.
     ///
     /// # Errors
-    /// As `stages` and [`Program::add_batch_size`].
+    /// As `stages`, and whatever ONNX Runtime says about a stage.
     pub fn add_batch_sizes(&mut self, n: usize, stages: impl Fn(usize) -> Result<Stages>) -> Result<()> {
         while let Some(missing) = self.missing_batch_size(n) {
             self.add_batch_size(&stages(missing)?)?;
