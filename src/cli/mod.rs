@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod doctor;
 mod eval;
+mod experiment;
 mod grad;
 mod gradcheck;
 mod init;
@@ -95,6 +96,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Train a model
     Train(Box<train::Args>),
+    /// Run a set of recipes over several seeds and tabulate the results
+    Experiment(experiment::Args),
     /// Accuracy and loss of a model on a data set
     Eval(eval::Args),
     /// Compare tract and ONNX Runtime on a model
@@ -125,6 +128,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Gradcheck(args) => gradcheck::run(args, global),
         Command::Train(args) => train::run(args, global),
+        Command::Experiment(args) => experiment::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
@@ -234,18 +238,7 @@ impl StepArgs {
             }
             options.kernels = Kernels::Plain;
         }
-        if let Some(ascent) = self.ascent {
-            options.ascent = Some(ascent);
-            if ascent == Ascent::Tanh {
-                options.mu = 10.0;
-            }
-        }
-        if let Some(base) = self.base {
-            options.base = base;
-            if base == Base::Adamw {
-                options.weight_decay = 0.01;
-            }
-        }
+        options.choose(self.ascent, self.base);
         let numbers = [
             (self.mu, &mut options.mu),
             (self.alpha, &mut options.alpha),

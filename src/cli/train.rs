@@ -55,9 +55,15 @@ pub struct Args {
     /// What the schedule counts
     #[arg(long)]
     schedule_per: Option<Unit>,
+    /// Train on this many of the training samples, drawn at random, the same for every seed
+    #[arg(long, value_name = "N")]
+    train_samples: Option<usize>,
     /// Share of the training labels replaced by random ones
     #[arg(long)]
     label_noise: Option<f64>,
+    /// Start from fresh weights drawn by the seed, not from those of the file
+    #[arg(long)]
+    fresh: bool,
     /// Random changes to training images
     #[arg(long, value_parser = ["none", "crop-flip", "crop-flip-cutout"])]
     augment: Option<String>,
@@ -94,6 +100,9 @@ pub struct Args {
     /// Steps between lines of metrics
     #[arg(long)]
     log_every: Option<usize>,
+    /// Epochs between models that are kept as epochs/N.onnx; 0: none
+    #[arg(long, value_name = "EPOCHS")]
+    keep_every: Option<usize>,
 }
 
 impl Args {
@@ -136,8 +145,10 @@ impl Args {
             seed,
             shuffle
         );
-        set!(drop_last, checkpoint_every, log_every, loss);
+        set!(drop_last, checkpoint_every, log_every, keep_every, loss);
         r.steps = self.steps.or(r.steps);
+        r.train_samples = self.train_samples.or(r.train_samples);
+        r.fresh |= self.fresh;
         r.num_classes = self.num_classes.or(r.num_classes);
         if self.logits.is_some() {
             r.output.clone_from(&self.logits);
@@ -157,15 +168,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = args.recipe(global.device)?;
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second interruption ends the process at once.
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::new(e.to_string()))?;
+    let stop = stop_on_interruption()?;
     let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet };
     let summary = train(&engine, &recipe, &out, args.resume.is_some(), &stop, &mut progress)?;
     progress.bar.finish_and_clear();
@@ -200,9 +203,27 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
 }
 
-struct Progress {
-    bar: ProgressBar,
-    quiet: bool,
+/// A flag that the first interruption sets.
+///
+/// # Errors
+/// When there is a handler already.
+pub(super) fn stop_on_interruption() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let handler = move || {
+        // The second interruption ends the process at once.
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(e.to_string()))?;
+    Ok(stop)
+}
+
+/// Shows a run on the terminal.
+pub(super) struct Progress {
+    pub(super) bar: ProgressBar,
+    pub(super) quiet: bool,
 }
 
 impl Observer for Progress {

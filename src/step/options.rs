@@ -301,6 +301,33 @@ impl StepOptions {
         Ok(())
     }
 
+    /// Names of all settings, as recipes have them.
+    pub fn keys() -> Vec<String> {
+        let all = Self {
+            ascent: Some(Ascent::Tanh),
+            micro_batch: Some(1),
+            top_k: Some(1),
+            clip_norm: Some(1.0),
+            ..Self::default()
+        };
+        match serde_json::to_value(all) {
+            Ok(serde_json::Value::Object(settings)) => settings.into_iter().map(|(name, _)| name).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes another ascent or base optimizer, with the settings that are usual for it.
+    pub fn choose(&mut self, ascent: Option<Ascent>, base: Option<Base>) {
+        self.ascent = ascent.or(self.ascent);
+        if ascent == Some(Ascent::Tanh) {
+            self.mu = 10.0;
+        }
+        self.base = base.unwrap_or(self.base);
+        if base == Some(Base::Adamw) {
+            self.weight_decay = 0.01;
+        }
+    }
+
     /// Whether samples are scored, and some left out.
     pub fn selects(&self) -> bool {
         self.top_k.is_some() || self.sds_gamma < 1.0

@@ -11,13 +11,13 @@ use crate::data::{
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
-use crate::export::export;
+use crate::export::{export, fresh};
 use crate::ir::{Declared, Dim, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Model, import, save};
 use crate::step::stages::evaluation_stage;
 use crate::step::{Ends, Stages, build, prepare};
 use crate::trace::Sizes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -63,7 +63,7 @@ pub struct EpochReport {
 }
 
 /// The results of a run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Steps done.
     pub steps: u64,
@@ -119,6 +119,9 @@ pub fn train(
         observer.note(&format!("the head was replaced by one of {classes} classes"));
     }
     let untied = untie(&mut graph, &model);
+    if recipe.fresh {
+        start_afresh(&mut graph, recipe.seed);
+    }
     freeze(&mut graph, &recipe.parameters)?;
     let spec: Spec = recipe.data.parse()?;
     let splits = open_data(&spec, &graph)?;
@@ -231,6 +234,12 @@ pub fn train(
         log.line(&report)?;
         observer.epoch(&report);
         position.epoch += 1;
+        if recipe.keep_every > 0 && position.epoch.is_multiple_of(recipe.keep_every) {
+            let folder = out.join("epochs");
+            std::fs::create_dir_all(&folder).file(&folder)?;
+            let file = folder.join(format!("{:04}.onnx", position.epoch));
+            save(&exported(&model, &untied, &stages, &program.state()?)?, &file)?;
+        }
         position.batch = 0;
         position.sums = [0.0; 3];
         checkpoint::save(&file, &position, &program.state()?, best.as_ref(), &names)?;
@@ -260,6 +269,19 @@ pub fn train(
     let json = serde_json::to_vec_pretty(&summary).map_err(|e| Error::new(e.to_string()))?;
     crate::onnx::write_atomically(&out.join("summary.json"), &json)?;
     Ok(summary)
+}
+
+/// Replaces parameters and running statistics by fresh ones.
+fn start_afresh(graph: &mut Graph, seed: u64) {
+    let mut values = fresh(graph, seed);
+    for v in graph.value_ids() {
+        if let Some(value) = values.remove(&graph[v].name) {
+            match graph[v].source {
+                Source::Stat(_) => graph.set_source(v, Source::Stat(value)),
+                _ => graph.set_source(v, Source::Param(value)),
+            }
+        }
+    }
 }
 
 /// The user's file with the weights of `state`.
@@ -378,6 +400,9 @@ impl Data {
     fn load(mut splits: Splits, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
+        }
+        if let Some(n) = recipe.train_samples {
+            splits.train = splits.train.sample(n, 0)?;
         }
         splits.split_validation(recipe.valid, recipe.seed)?;
         if recipe.label_noise > 0.0 {
