@@ -188,6 +188,9 @@ pub struct StepArgs {
     /// Weight of the direction that steps between perturbations reuse
     #[arg(long, value_name = "ALPHA")]
     look_alpha: Option<f32>,
+    /// Size of the noise that the ascent starts from, relative to each filter (R-SAM)
+    #[arg(long, value_name = "SIGMA")]
+    start_sigma: Option<f32>,
     /// Optimizer below the perturbation
     #[arg(long)]
     base: Option<Base>,
@@ -209,6 +212,12 @@ pub struct StepArgs {
     /// Denominator offset of AdamW
     #[arg(long)]
     eps: Option<f32>,
+    /// Damping of bSAM's precisions
+    #[arg(long)]
+    damping: Option<f32>,
+    /// bSAM's precisions before the first step
+    #[arg(long, value_name = "S")]
+    initial_precision: Option<f32>,
     /// Label smoothing of the descent loss
     #[arg(long)]
     label_smoothing: Option<f32>,
@@ -248,6 +257,9 @@ impl StepArgs {
             (self.swp_beta, &mut options.swp_beta),
             (self.gsam_alpha, &mut options.gsam_alpha),
             (self.look_alpha, &mut options.look_alpha),
+            (self.start_sigma, &mut options.start_sigma),
+            (self.damping, &mut options.damping),
+            (self.initial_precision, &mut options.initial_precision),
             (self.momentum, &mut options.momentum),
             (self.weight_decay, &mut options.weight_decay),
             (self.beta1, &mut options.beta1),

@@ -11,7 +11,7 @@ use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
 use crate::step::stages::{
-    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, statistics_stage, update_stage,
+    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, start_stage, statistics_stage, update_stage,
 };
 use crate::step::update::Ending;
 use crate::step::{Base, StepOptions};
@@ -148,6 +148,7 @@ pub struct Program {
     layout: Layout,
     stat_layout: Layout,
     grads: Vec<GradStage>,
+    start: Option<FlatStage>,
     perturb: Option<FlatStage>,
     statistics: Option<FlatStage>,
     accumulate: Option<FlatStage>,
@@ -168,6 +169,8 @@ struct Buffers {
     /// The same as `grad`, unless both gradients are needed at once.
     ascent_grad: Buffer,
     sum: [Buffer; 2],
+    size_sum: [Buffer; 2],
+    noise: Buffer,
     keep: Buffer,
     share: Buffer,
     optimizer: Vec<[Buffer; 2]>,
@@ -197,8 +200,13 @@ impl Buffers {
             *other = kept.clone();
         }
         let sum = if options.micro_batch.is_some() { [vector()?, vector()?] } else { [grad.clone(), grad.clone()] };
+        // Of no length where no stage has them.
+        let some = |is: bool| memory.zeros(if is { layout.len() * 4 } else { 0 });
+        let sizes = options.micro_batch.is_some() && options.base == Base::Bsam;
         Ok(Self {
             theta: [vector()?, vector()?],
+            size_sum: [some(sizes)?, some(sizes)?],
+            noise: some(options.starts_at_random())?,
             ascent_grad: if options.compares_gradients() { vector()? } else { grad.clone() },
             grad,
             sum,
@@ -234,6 +242,9 @@ impl Buffers {
             names::ASCENT_GRAD => &self.ascent_grad,
             names::SUM => &self.sum[sides.sum],
             names::SUM_OUT => &self.sum[1 - sides.sum],
+            names::SIZE_SUM => &self.size_sum[sides.sum],
+            names::SIZE_SUM_OUT => &self.size_sum[1 - sides.sum],
+            names::NOISE => &self.noise,
             names::KEEP => &self.keep,
             names::SHARE => &self.share,
             names::STATS => &self.stats[sides.stats],
@@ -277,6 +288,7 @@ impl Program {
         buffers.is_weight.write_f32(&layout.pack(&weights)?)?;
         let flat = |graph: Option<Graph>, of: Gradient| graph.map(|g| FlatStage::new(engine, g, of)).transpose();
         let len = layout.len();
+        let start = flat(start_stage(len, options)?, Gradient::Ascent)?;
         let perturb = flat(perturb_stage(len, options)?, Gradient::Ascent)?;
         let statistics = flat(statistics_stage(stat_layout.len())?, Gradient::Descent)?;
         let accumulate = flat(accumulate_stage(len, options)?, Gradient::Descent)?;
@@ -292,6 +304,7 @@ impl Program {
             layout,
             stat_layout,
             grads: Vec::new(),
+            start,
             perturb,
             statistics,
             accumulate,
@@ -315,7 +328,9 @@ impl Program {
         Ok(State {
             params: self.params.iter().map(|p| value(&stages.grad, &p.name)).collect::<Result<_>>()?,
             stats: self.stats.iter().map(|s| value(&stages.eval, &s.slot.name)).collect::<Result<_>>()?,
-            optimizer: vec![self.layout.unpack(&vec![0.0; self.layout.len()]); self.options.states()],
+            optimizer: (self.options.initial_states().iter())
+                .map(|value| self.layout.unpack(&vec![*value; self.layout.len()]))
+                .collect(),
             steps: 0,
         })
     }
@@ -430,8 +445,9 @@ impl Program {
         for first in (0..n).step_by(micro.max(1)) {
             let part = first..(first + micro).min(n);
             let share = part.len() as f32 / n as f32;
-            let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, first / micro));
-            losses.add(self.gradient_at(inputs, labels, part, climbs, choice)?, share);
+            let number = first / micro;
+            let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, number));
+            losses.add(self.gradient_at(inputs, labels, part, number, climbs, choice)?, share);
             if let Some(stage) = &mut self.accumulate {
                 self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
                 self.buffers.share.write_f32(&[share])?;
@@ -455,13 +471,14 @@ impl Program {
         Ok(losses)
     }
 
-    /// The gradient of a micro-batch, after its perturbation, of some parameters by `choice`, if it `climbs`. Running statistics
-    /// move with the first pass.
+    /// The gradient of micro-batch `number`, after its perturbation, of some parameters by `choice`, if it `climbs`. Running
+    /// statistics move with the first pass.
     fn gradient_at(
         &mut self,
         inputs: &[&[u8]],
         labels: &[i64],
         part: Range<usize>,
+        number: usize,
         climbs: bool,
         choice: Option<usize>,
     ) -> Result<Losses> {
@@ -479,7 +496,9 @@ impl Program {
         let mut ascent = None;
         let mut at = here;
         if climbs {
-            ascent = Some(self.pass(which, here, Way::Up, choice)?);
+            let start = if self.start.is_some() { there } else { here };
+            self.start_at_random(number)?;
+            ascent = Some(self.pass(which, start, Way::Up, choice)?);
             self.move_statistics()?;
             correct = Some(correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?);
             let before = (second < rows.len()).then(|| self.grads[which].scores.read_f32(rows.len())).transpose()?;
@@ -502,6 +521,40 @@ impl Program {
         }
         let correct = correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?;
         Ok(Losses { ascent, descent, correct })
+    }
+
+    /// Moves to where the ascent of micro-batch `number` starts, in the other parameter buffer, if that is random.
+    fn start_at_random(&mut self, number: usize) -> Result<()> {
+        let Some(stage) = &mut self.start else { return Ok(()) };
+        let started = Instant::now();
+        let sizes: Vec<usize> = self.params.iter().map(|p| p.shape.iter().product()).collect();
+        let noise = self.options.noise(self.steps, number, sizes.iter().sum());
+        let mut rest = noise.as_slice();
+        let mut tensors = Vec::with_capacity(sizes.len());
+        for size in sizes {
+            let (tensor, after) = rest.split_at(size);
+            tensors.push(tensor.to_vec());
+            rest = after;
+        }
+        if self.options.base == Base::Bsam {
+            let scale = (self.options.data_size as f32).sqrt().recip();
+            tensors.iter_mut().flatten().for_each(|n| *n *= scale);
+        } else {
+            let theta = self.layout.unpack(&self.buffers.theta[self.sides.theta].read_f32(self.layout.len())?);
+            for ((tensor, weights), p) in tensors.iter_mut().zip(&theta).zip(&self.params) {
+                let filters = if p.shape.len() > 1 { p.shape[0] } else { 1 };
+                let len = (weights.len() / filters.max(1)).max(1);
+                for (noise, filter) in tensor.chunks_mut(len).zip(weights.chunks(len)) {
+                    let squares: f64 = filter.iter().map(|w| f64::from(*w).powi(2)).sum();
+                    let scale = self.options.start_sigma * (squares / len as f64).sqrt() as f32;
+                    noise.iter_mut().for_each(|n| *n *= scale);
+                }
+            }
+        }
+        self.buffers.noise.write_f32(&self.layout.pack(&tensors)?)?;
+        stage.run(&self.buffers, self.sides)?;
+        self.times.perturb += started.elapsed();
+        Ok(())
     }
 
     /// Hands these rows of a batch to the stage of that size, and returns which it is.
@@ -614,8 +667,9 @@ impl Program {
         let side = self.sides.theta;
         self.buffers.theta[side].write_f32(&self.layout.pack(&state.params)?)?;
         self.buffers.stats[self.sides.stats].write_f32(&self.stat_layout.pack(&state.stats)?)?;
-        for (buffer, values) in self.buffers.optimizer.iter().zip(&state.optimizer) {
-            buffer[side].write_f32(&self.layout.pack(values)?)?;
+        let gaps = self.options.initial_states();
+        for ((buffer, values), gap) in self.buffers.optimizer.iter().zip(&state.optimizer).zip(gaps) {
+            buffer[side].write_f32(&self.layout.pack_over(gap, values)?)?;
         }
         self.steps = state.steps;
         Ok(())

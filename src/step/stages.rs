@@ -2,7 +2,7 @@
 
 use super::ascent::ascent_loss;
 use super::gradient::output;
-use super::options::{Ascent, Kernels, StepOptions};
+use super::options::{Ascent, Base, Kernels, StepOptions};
 use super::update::Ending;
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
@@ -39,6 +39,12 @@ pub mod names {
     pub const SUM: &str = "sum";
     /// The sum with another micro-batch, f32 `[P]`.
     pub const SUM_OUT: &str = "sum_out";
+    /// Sum of the micro-batches' |ascent gradient| so far, f32 `[P]`.
+    pub const SIZE_SUM: &str = "size_sum";
+    /// That sum with another micro-batch, f32 `[P]`.
+    pub const SIZE_SUM_OUT: &str = "size_sum_out";
+    /// Where the ascent starts, from the parameters, f32 `[P]`.
+    pub const NOISE: &str = "noise";
     /// 0 before the first micro-batch, then 1, f32 scalar.
     pub const KEEP: &str = "keep";
     /// Share of the batch that the micro-batch is, f32 scalar.
@@ -556,6 +562,20 @@ pub fn perturb_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>>
     Ok(Some(flat.graph))
 }
 
+/// Builds `start` for `len` parameter elements; none where the ascent starts at the parameters.
+///
+/// # Errors
+/// Never for valid options.
+pub fn start_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
+    if !options.starts_at_random() {
+        return Ok(None);
+    }
+    let mut flat = Flat::new("start", len);
+    perturb::start(&mut flat, options)?;
+    flat.graph.check_typed()?;
+    Ok(Some(flat.graph))
+}
+
 /// Builds `update` for `len` parameter elements.
 ///
 /// # Errors
@@ -586,7 +606,7 @@ pub fn statistics_stage(len: usize) -> Result<Option<Graph>> {
     Ok(Some(flat.graph))
 }
 
-/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g; none without micro-batches.
+/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g, for bSAM also of the ascent's |g|; none without micro-batches.
 ///
 /// # Errors
 /// Never.
@@ -602,6 +622,15 @@ pub fn accumulate_stage(len: usize, options: &StepOptions) -> Result<Option<Grap
     let added = b.mul(g, share)?;
     let next = b.add(kept, added)?;
     flat.output(names::SUM_OUT, next);
+    if options.base == Base::Bsam {
+        let (sum, g) = (flat.vector(names::SIZE_SUM), flat.vector(names::ASCENT_GRAD));
+        let mut b = flat.builder("sizes");
+        let kept = b.mul(sum, keep)?;
+        let size = b.unary("Abs", g);
+        let added = b.mul(size, share)?;
+        let next = b.add(kept, added)?;
+        flat.output(names::SIZE_SUM_OUT, next);
+    }
     flat.graph.check_typed()?;
     Ok(Some(flat.graph))
 }

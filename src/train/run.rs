@@ -132,6 +132,7 @@ pub fn train(
     let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
     let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     recipe.normalization.clone_from(&data.normalization);
+    recipe.step.data_size = data.train.samples();
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
     for size in [Some(recipe.batch_size), data.rest].into_iter().flatten() {
