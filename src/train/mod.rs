@@ -1,6 +1,7 @@
 //! Training runs: recipe, schedule, loop, checkpoints.
 
 pub mod checkpoint;
+pub mod events;
 pub mod recipe;
 mod run;
 pub mod schedule;
