@@ -8,6 +8,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod export;
+pub mod figure;
 pub mod ir;
 pub mod onnx;
 pub mod step;

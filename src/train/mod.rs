@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod experiment;
+pub mod events;
 pub mod recipe;
 mod run;
 pub mod schedule;

@@ -1,6 +1,7 @@
 //! The loop: epochs of steps, validation, checkpoints, results.
 
 use super::checkpoint::{self, Names, Position};
+use super::events::{Events, of_epoch, of_step};
 use super::recipe::Recipe;
 use super::schedule::Unit;
 use crate::adapt::{Untied, freeze, replace_head, untie};
@@ -164,7 +165,7 @@ pub fn train(
         (position, best) = (p, b);
     }
     recipe.save(&out.join("recipe.toml"))?;
-    let mut log = Log::open(&out.join("metrics.jsonl"), resume)?;
+    let mut log = Log::open(out, resume, position.steps)?;
 
     let per_epoch = data.train.batches_per_epoch();
     let total = recipe.steps.map_or((recipe.epochs * per_epoch) as u64, |s| s as u64);
@@ -198,7 +199,7 @@ pub fn train(
                 lr,
             };
             if position.steps.is_multiple_of(recipe.log_every as u64) {
-                log.line(&report)?;
+                log.step(&report)?;
             }
             observer.step(&report);
             data.train.recycle(batch);
@@ -232,7 +233,7 @@ pub fn train(
                 best = Some(program.state()?);
             }
         }
-        log.line(&report)?;
+        log.epoch(position.steps, &report)?;
         observer.epoch(&report);
         position.epoch += 1;
         if recipe.keep_every > 0 && position.epoch.is_multiple_of(recipe.keep_every) {
@@ -328,17 +329,34 @@ fn measure(
     Ok((loss / samples.max(1) as f64, correct as f64 / samples.max(1) as f64))
 }
 
-struct Log(std::fs::File, std::path::PathBuf);
+/// The lines of `metrics.jsonl`, and the same as events for TensorBoard.
+struct Log {
+    file: std::fs::File,
+    path: std::path::PathBuf,
+    events: Events,
+}
 
 impl Log {
-    fn open(path: &Path, append: bool) -> Result<Self> {
-        let file = std::fs::OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(path);
-        Ok(Self(file.file(path)?, path.to_owned()))
+    /// `append` goes on after the first `done` steps.
+    fn open(folder: &Path, append: bool, done: u64) -> Result<Self> {
+        let path = folder.join("metrics.jsonl");
+        let file = std::fs::OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(&path);
+        Ok(Self { file: file.file(&path)?, path, events: Events::create(folder, done)? })
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.line(report)?;
+        self.events.scalars(report.step, &of_step(report))
+    }
+
+    fn epoch(&mut self, steps: u64, report: &EpochReport) -> Result<()> {
+        self.line(report)?;
+        self.events.scalars(steps, &of_epoch(report))
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
         let json = serde_json::to_string(value).map_err(|e| Error::new(e.to_string()))?;
-        writeln!(self.0, "{json}").file(&self.1)
+        writeln!(self.file, "{json}").file(&self.path)
     }
 }
 
