@@ -11,6 +11,7 @@ mod init;
 mod inspect;
 mod ops;
 mod page;
+mod sharpness;
 mod train;
 mod verify;
 
@@ -100,6 +101,8 @@ enum Command {
     Experiment(experiment::Args),
     /// Accuracy and loss of a model on a data set
     Eval(eval::Args),
+    /// What perturbations of the weights do to a model: loss, error, flipped samples
+    Sharpness(sharpness::Args),
     /// Compare tract and ONNX Runtime on a model
     Verify(verify::Args),
     /// Write the gradient of a loss to an npz file
@@ -130,6 +133,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Train(args) => train::run(args, global),
         Command::Experiment(args) => experiment::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Sharpness(args) => sharpness::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
         Command::Build(args) => build::run(args, global),

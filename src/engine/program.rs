@@ -374,27 +374,13 @@ impl Program {
         let started = Instant::now();
         let sizes: Vec<usize> = self.params.iter().map(|p| p.shape.iter().product()).collect();
         let noise = self.options.noise(self.steps, number, sizes.iter().sum());
-        let mut rest = noise.as_slice();
-        let mut tensors = Vec::with_capacity(sizes.len());
-        for size in sizes {
-            let (tensor, after) = rest.split_at(size);
-            tensors.push(tensor.to_vec());
-            rest = after;
-        }
+        let mut tensors = split(&noise, &sizes);
         if self.options.base == Base::Bsam {
             let scale = (self.options.data_size as f32).sqrt().recip();
             tensors.iter_mut().flatten().for_each(|n| *n *= scale);
         } else {
             let theta = self.layout.unpack(&self.buffers.theta[self.sides.theta].read_f32(self.layout.len())?);
-            for ((tensor, weights), p) in tensors.iter_mut().zip(&theta).zip(&self.params) {
-                let filters = if p.shape.len() > 1 { p.shape[0] } else { 1 };
-                let len = (weights.len() / filters.max(1)).max(1);
-                for (noise, filter) in tensor.chunks_mut(len).zip(weights.chunks(len)) {
-                    let squares: f64 = filter.iter().map(|w| f64::from(*w).powi(2)).sum();
-                    let scale = self.options.start_sigma * (squares / len as f64).sqrt() as f32;
-                    noise.iter_mut().for_each(|n| *n *= scale);
-                }
-            }
+            scale_by_filters(&mut tensors, &theta, &self.params, self.options.start_sigma);
         }
         self.buffers.noise.write_f32(&self.layout.pack(&tensors)?)?;
         stage.run(&self.buffers, self.sides)?;
@@ -474,6 +460,35 @@ impl Program {
         Err(Error::new(format!("the loss is {loss} in the {stage} pass of step {}{first}", self.steps + 1)).hint(
             "lower --lr or --rho, clip the gradient with --clip-norm, or check the data; the last checkpoint is kept",
         ))
+    }
+
+    /// The gradient of the ascent on a batch at the current weights, where [`Program::perturb`] goes along it.
+    ///
+    /// # Errors
+    /// As [`Program::step`].
+    pub fn ascend(&mut self, inputs: &[&[u8]], labels: &[i64]) -> Result<f32> {
+        let which = self.feed(inputs, labels, &(0..labels.len()).collect::<Vec<_>>())?;
+        self.pass(which, self.sides.theta, Way::Up, None)
+    }
+
+    /// Moves the perturbed weights to a distance of `rho` along the last ascent's gradient.
+    ///
+    /// # Errors
+    /// A node that fails.
+    pub fn perturb(&mut self, rho: f32) -> Result<()> {
+        self.buffers.rho.write_f32(&[rho])?;
+        match &mut self.perturb {
+            Some(stage) => stage.run(&self.buffers, self.sides),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the perturbed weights.
+    ///
+    /// # Errors
+    /// Tensors that are not those of the parameters.
+    pub fn set_perturbed(&mut self, params: &[Vec<f32>]) -> Result<()> {
+        self.buffers.theta[1 - self.sides.theta].write_f32(&self.layout.pack(params)?)
     }
 
     /// The gradient of the last pass, per parameter.
@@ -562,15 +577,27 @@ impl Program {
         Ok(Evaluation { session, bindings, inputs, logits, len: ty.len() })
     }
 
-    /// Logits of a batch at the current weights, in evaluation mode: [N, K] row by row.
+    /// Logits of a batch, by the `eval` stage, at the current weights: [N, K] row by row.
     ///
     /// # Errors
     /// A node that fails.
     pub fn evaluate(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
+        self.logits_at(self.sides.theta, evaluation, inputs)
+    }
+
+    /// As [`Program::evaluate`], at the perturbed weights.
+    ///
+    /// # Errors
+    /// A node that fails.
+    pub fn evaluate_perturbed(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
+        self.logits_at(1 - self.sides.theta, evaluation, inputs)
+    }
+
+    fn logits_at(&self, side: usize, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
         for (buffer, bytes) in evaluation.inputs.iter().zip(inputs) {
             buffer.write(0, bytes)?;
         }
-        evaluation.session.run_bound(&evaluation.bindings[self.sides.theta][self.sides.stats])?;
+        evaluation.session.run_bound(&evaluation.bindings[side][self.sides.stats])?;
         evaluation.logits.read_f32(evaluation.len)
     }
 }
@@ -583,6 +610,31 @@ pub struct Evaluation {
     inputs: Vec<Buffer>,
     logits: Buffer,
     len: usize,
+}
+
+/// Consecutive parts of these sizes.
+pub fn split(flat: &[f32], sizes: &[usize]) -> Vec<Vec<f32>> {
+    let mut rest = flat;
+    let part = |size: &usize| {
+        let (part, after) = rest.split_at((*size).min(rest.len()));
+        rest = after;
+        part.to_vec()
+    };
+    sizes.iter().map(part).collect()
+}
+
+/// Scales standard normal noise by `sigma` times the root mean square of each filter: a slice of a weight along its first axis, any
+/// other parameter as a whole.
+pub fn scale_by_filters(noise: &mut [Vec<f32>], weights: &[Vec<f32>], params: &[Slot], sigma: f32) {
+    for ((noise, weights), p) in noise.iter_mut().zip(weights).zip(params) {
+        let filters = if p.shape.len() > 1 { p.shape[0] } else { 1 };
+        let len = (weights.len() / filters.max(1)).max(1);
+        for (noise, filter) in noise.chunks_mut(len).zip(weights.chunks(len)) {
+            let squares: f64 = filter.iter().map(|w| f64::from(*w).powi(2)).sum();
+            let scale = sigma * (squares / len as f64).sqrt() as f32;
+            noise.iter_mut().for_each(|n| *n *= scale);
+        }
+    }
 }
 
 /// Copies these rows of `len` bytes each to the start of a buffer.

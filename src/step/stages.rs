@@ -227,10 +227,20 @@ pub struct Stages {
 /// # Errors
 /// A node without a gradient rule on the way to a parameter, or parameters that are not f32.
 pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
+    let stages = build_in(prepared, options, Mode::Train)?;
+    let eval = eval_stage(prepared, &stages.params, &stages.stats, Mode::Eval)?;
+    Ok(Stages { eval, ..stages })
+}
+
+/// As [`build`], with normalization and dropout in `mode` in every stage, `eval` too: for probing a model, not for training.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Result<Stages> {
     options.validate()?;
     let mut graph = prepared.graph.clone();
     lower(&mut graph)?;
-    let norms = set_mode(&mut graph, Mode::Train)?;
+    let norms = set_mode(&mut graph, mode)?;
     if options.kernels == Kernels::Fused {
         fuse(&mut graph)?;
     }
@@ -271,7 +281,7 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     };
     let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
     let subsets = chosen.map(subset).collect::<Result<_>>()?;
-    let eval = eval_stage(prepared, &params, &stats)?;
+    let eval = eval_stage(prepared, &params, &stats, mode)?;
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
     Ok(Stages { grad: graph, subsets, score, eval, params, stats, classes, inputs, labels, phase })
@@ -474,12 +484,12 @@ fn score_stage(graph: &mut Graph, logits: ValueId, labels: ValueId, correct: Val
 /// # Errors
 /// A graph that is not concretized.
 pub fn evaluation_stage(prepared: &Prepared) -> Result<Graph> {
-    eval_stage(prepared, &[], &[])
+    eval_stage(prepared, &[], &[], Mode::Eval)
 }
 
-fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Result<Graph> {
+fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot], mode: Mode) -> Result<Graph> {
     let mut graph = prepared.graph.clone();
-    set_mode(&mut graph, Mode::Eval)?;
+    set_mode(&mut graph, mode)?;
     keep_statistics(&mut graph, stats);
     for v in graph.params() {
         if !params.iter().any(|p| p.name == graph[v].name) {
@@ -490,6 +500,9 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Resul
     graph.outputs.clear();
     let logits = matrix(&mut graph, prepared.logits, classes);
     output(&mut graph, names::LOGITS, logits);
+    if mode == Mode::Train {
+        lower_batch_norm(&mut graph)?;
+    }
     graph.remove_dead_nodes();
     if let Some(labels) = prepared.loss.and_then(|l| l.labels) {
         let unread = Tensor::full(graph.ty(labels)?.dtype, &graph.ty(labels)?.shape.clone(), 0.0);

@@ -1,8 +1,8 @@
 //! Training runs: recipe, schedule, loop, checkpoints.
 
 pub mod checkpoint;
-mod experiment;
 pub mod events;
+mod experiment;
 pub mod recipe;
 mod run;
 pub mod schedule;
@@ -10,3 +10,4 @@ pub mod schedule;
 pub use experiment::{Cell, Experiment, Measure, Results};
 pub use recipe::Recipe;
 pub use run::{EpochReport, Observer, StepReport, Summary, evaluate_model, train};
+pub(crate) use run::{bytes, check_labels, input_specs, normalize, open_data, sizes};

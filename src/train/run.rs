@@ -297,7 +297,7 @@ fn exported(model: &Model, untied: &[Untied], stages: &Stages, state: &State) ->
     export(model, untied, &values)
 }
 
-fn bytes(batch: &Batch) -> Vec<&[u8]> {
+pub(crate) fn bytes(batch: &Batch) -> Vec<&[u8]> {
     batch.inputs.iter().map(crate::data::Buffer::bytes).collect()
 }
 
@@ -371,12 +371,12 @@ struct Data {
 }
 
 /// The model's inputs as the loader fills them.
-fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
+pub(crate) fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
     inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
 /// Reads the data that `graph` is to be fed with; the error names them.
-fn open_data(spec: &Spec, graph: &Graph) -> Result<Splits> {
+pub(crate) fn open_data(spec: &Spec, graph: &Graph) -> Result<Splits> {
     let size = declared(graph).first().and_then(|(_, declared)| {
         let size = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { 0 };
         let shape: Vec<usize> = declared.dims.as_ref()?.iter().map(size).collect();
@@ -395,12 +395,16 @@ fn declared(graph: &Graph) -> Vec<(String, Declared)> {
 }
 
 /// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
-fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
+pub(crate) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
     Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
-fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>) -> Result<Option<Normalization>> {
+pub(crate) fn normalize(
+    train: &Dataset,
+    inputs: &[InputSpec],
+    given: Option<Normalization>,
+) -> Result<Option<Normalization>> {
     match (&train.samples, given, inputs) {
         (Samples::Images(images), None, [input, ..]) => {
             Ok(Some(Normalization::compute(images, Fit::new(images, input)?.channels)))
@@ -410,7 +414,7 @@ fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>
     }
 }
 
-fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
+pub(crate) fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
     set.check_labels(classes)
         .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
 }
