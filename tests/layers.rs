@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up. `error` and the macros of `lib.rs` may be used everywhere.
-const LAYERS: [&str; 13] = [
-    "ir", "onnx", "figure", "trace", "adapt", "builder", "autodiff", "step", "engine", "data", "export", "train", "cli",
+const LAYERS: [&str; 14] = [
+    "ir", "onnx", "figure", "trace", "adapt", "builder", "autodiff", "step", "engine", "data", "export", "report",
+    "train", "cli",
 ];
 
 /// Files that are no layer.

@@ -10,6 +10,7 @@ mod init;
 mod inspect;
 mod ops;
 mod page;
+mod report;
 mod train;
 mod verify;
 
@@ -97,6 +98,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Accuracy and loss of a model on a data set
     Eval(eval::Args),
+    /// Write an HTML report about a run, or one that compares several
+    Report(report::Args),
     /// Compare tract and ONNX Runtime on a model
     Verify(verify::Args),
     /// Write the gradient of a loss to an npz file
@@ -126,6 +129,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Gradcheck(args) => gradcheck::run(args, global),
         Command::Train(args) => train::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Report(args) => report::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
         Command::Build(args) => build::run(args, global),
