@@ -11,6 +11,7 @@ pub mod export;
 pub mod figure;
 pub mod ir;
 pub mod onnx;
+pub mod report;
 pub mod sharpness;
 pub mod step;
 pub mod trace;

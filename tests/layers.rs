@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up. `error` and the macros of `lib.rs` may be used everywhere.
-const LAYERS: [&str; 14] = [
+const LAYERS: [&str; 15] = [
     "ir",
     "onnx",
     "figure",
@@ -19,6 +19,7 @@ const LAYERS: [&str; 14] = [
     "export",
     "train",
     "sharpness",
+    "report",
     "cli",
 ];
 

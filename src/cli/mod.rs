@@ -11,6 +11,7 @@ mod init;
 mod inspect;
 mod ops;
 mod page;
+mod report;
 mod sharpness;
 mod train;
 mod verify;
@@ -103,6 +104,8 @@ enum Command {
     Eval(eval::Args),
     /// What perturbations of the weights do to a model: loss, error, flipped samples
     Sharpness(sharpness::Args),
+    /// Write an HTML report about a run, or one that compares several
+    Report(report::Args),
     /// Compare tract and ONNX Runtime on a model
     Verify(verify::Args),
     /// Write the gradient of a loss to an npz file
@@ -134,6 +137,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Experiment(args) => experiment::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Sharpness(args) => sharpness::run(args, global),
+        Command::Report(args) => report::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
         Command::Build(args) => build::run(args, global),

@@ -7,7 +7,7 @@ use crate::figure::{Chart, Drawing, Heatmap, Series};
 /// order, such as those of a run's epochs; and the planes of the first model.
 pub fn figures(found: &[Sharpness]) -> Vec<(String, Drawing)> {
     let mut all = Vec::new();
-    let values: [(&str, &str, fn(&Sharpness, &Point) -> f64); 3] = [
+    let values: [(&str, &str, Value); 3] = [
         ("loss", "cross-entropy", |_, p| p.loss),
         ("error", "error in %", |_, p| p.error * 100.0),
         ("flips", "correct samples flipped, in %", |s, p| 100.0 * p.flipped as f64 / s.correct.max(1) as f64),
@@ -21,10 +21,12 @@ pub fn figures(found: &[Sharpness]) -> Vec<(String, Drawing)> {
     }
     let plane = found.first().and_then(|s| s.plane.as_ref());
     if let Some(plane) = plane {
-        let maps =
-            [("plane-loss", "cross-entropy", &plane.loss, 1.0), ("plane-error", "error in %", &plane.error, 100.0)];
-        for (name, value, rows, scale) in maps {
-            let values = rows.iter().map(|row| row.iter().map(|v| v * scale).collect()).collect();
+        let maps: [(&str, &str, _, fn(f64) -> f64); 2] = [
+            ("plane-loss", "log₁₀ of cross-entropy", &plane.loss, f64::log10),
+            ("plane-error", "error in %", &plane.error, |v| v * 100.0),
+        ];
+        for (name, value, rows, shown) in maps {
+            let values = rows.iter().map(|row| row.iter().map(|v| shown(*v)).collect()).collect();
             let map = Heatmap {
                 title: "On a random plane through the weights".into(),
                 x: "a".into(),
@@ -40,12 +42,16 @@ pub fn figures(found: &[Sharpness]) -> Vec<(String, Drawing)> {
     all
 }
 
-fn over_rho(found: &Sharpness, y: &str, value: fn(&Sharpness, &Point) -> f64) -> Chart {
-    let points = |d: Direction| found.points.iter().filter(move |p| p.direction == d);
-    let series = Direction::ALL.map(|direction| Series {
-        name: direction.name().into(),
-        points: points(direction).map(|p| (f64::from(p.rho), value(found, p))).collect(),
-        band: Vec::new(),
+/// What a figure shows of a point.
+type Value = fn(&Sharpness, &Point) -> f64;
+
+fn over_rho(found: &Sharpness, y: &str, value: Value) -> Chart {
+    let error = 1.0 - found.correct as f64 / found.samples.max(1) as f64;
+    let series = Direction::ALL.map(|direction| {
+        let unmoved = Point { direction, rho: 0.0, loss: found.loss, error, flipped: 0 };
+        let moved = found.points.iter().filter(|p| p.direction == direction && p.rho > 0.0);
+        let points = std::iter::once(&unmoved).chain(moved).map(|p| (f64::from(p.rho), value(found, p))).collect();
+        Series { name: direction.name().into(), points, band: Vec::new() }
     });
     Chart {
         title: "At weights moved by ρ".into(),
@@ -56,7 +62,7 @@ fn over_rho(found: &Sharpness, y: &str, value: fn(&Sharpness, &Point) -> f64) ->
     }
 }
 
-fn over_models(found: &[Sharpness], y: &str, value: fn(&Sharpness, &Point) -> f64) -> Chart {
+fn over_models(found: &[Sharpness], y: &str, value: Value) -> Chart {
     let rho = found.iter().flat_map(|s| &s.points).fold(0.0, |most: f32, p| most.max(p.rho));
     let series = Direction::ALL.map(|direction| {
         let of = |s: &Sharpness| {

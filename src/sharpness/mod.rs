@@ -84,7 +84,7 @@ pub struct Point {
 }
 
 /// Means over all samples on a plane through the weights: θ + a·d₁ + b·d₂ with random directions in the scale of each filter (Li
-/// et al. 2018).
+/// et al. 2018), which leave parameters of rank 0 and 1 where they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plane {
     /// The values of a and b, from −1 to 1.
@@ -301,7 +301,10 @@ impl Around<'_> {
         let params = self.program.state()?.params;
         let directions = [0, 1].map(|i| {
             let mut noise = self.noise(u64::MAX - i, &params);
-            scale_by_filters(&mut noise, &params, self.program.params(), 1.0);
+            let slots = self.program.params();
+            scale_by_filters(&mut noise, &params, slots, 1.0);
+            let small = noise.iter_mut().zip(slots).filter(|(_, p)| p.shape.len() < 2);
+            small.for_each(|(n, _)| n.fill(0.0));
             noise
         });
         let steps: Vec<f64> = (0..side).map(|i| 2.0 * i as f64 / (side.max(2) - 1) as f64 - 1.0).collect();

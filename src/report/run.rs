@@ -1,0 +1,291 @@
+//! What a run's folder holds.
+
+use super::Sharpness;
+use crate::error::{Error, IoContext, Result};
+use crate::step::{Preset, StepOptions};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A run as its folder describes it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Run {
+    /// What the report calls it: the folder's name, unless the caller has a better one.
+    pub name: String,
+    /// The log lines of steps, by steps done.
+    pub steps: BTreeMap<u64, Step>,
+    /// The log lines of epochs, by epoch, counted from 0.
+    pub epochs: BTreeMap<u64, Epoch>,
+    /// The results; none while the run is not finished.
+    pub results: Option<Results>,
+    /// The recipe as it stands in the folder.
+    pub recipe: String,
+    /// What `bisam sharpness` measured.
+    pub sharpness: Option<Sharpness>,
+}
+
+/// A step's line in `metrics.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Step {
+    /// Loss of the descent.
+    pub loss: Option<f64>,
+    /// Loss of the ascent.
+    pub ascent_loss: Option<f64>,
+    /// Learning rate.
+    pub lr: Option<f64>,
+}
+
+/// An epoch's line in `metrics.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Epoch {
+    /// Mean loss of the descent.
+    pub loss: Option<f64>,
+    /// Accuracy on the training samples, as a share.
+    pub accuracy: Option<f64>,
+    /// Loss on the validation split.
+    pub valid_loss: Option<f64>,
+    /// Accuracy on the validation split, as a share.
+    pub valid_accuracy: Option<f64>,
+}
+
+/// The results in `summary.json`; what a file lacks is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Results {
+    /// Steps done.
+    pub steps: Option<u64>,
+    /// Best accuracy on the validation split, as a share.
+    pub best_valid_accuracy: Option<f64>,
+    /// Its epoch, counted from 0.
+    pub best_epoch: Option<u64>,
+    /// Accuracy on the test split, as a share.
+    pub test_accuracy: Option<f64>,
+    /// Loss on the test split.
+    pub test_loss: Option<f64>,
+    /// F1 on the test split.
+    pub test_f1: Option<f64>,
+    /// Matthews' correlation coefficient on the test split.
+    pub test_matthews: Option<f64>,
+    /// For every true class of the test split, samples by predicted class.
+    pub test_confusion: Option<Vec<Vec<u64>>>,
+    /// Names of the classes.
+    pub classes: Option<Vec<String>>,
+    /// Seconds of training.
+    pub seconds: Option<f64>,
+}
+
+impl Run {
+    /// Reads `metrics.jsonl` and, where they are there, `summary.json`, `recipe.toml` and `sharpness.json` of `dir`.
+    ///
+    /// # Errors
+    /// No metrics, or a damaged file: names file and line.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let metrics = dir.join("metrics.jsonl");
+        let Some(text) = read(&metrics)? else {
+            let cause = if dir.is_dir() { "there are no metrics here" } else { "there is no such folder" };
+            return Err(Error::new(cause).in_file(dir).hint("name the folder that `bisam train -o` wrote"));
+        };
+        let (steps, epochs) = lines(&text).map_err(|e| e.in_file(&metrics))?;
+        if steps.is_empty() && epochs.is_empty() {
+            return Err(Error::new("there are no metrics in this file")
+                .in_file(&metrics)
+                .hint("a line is written every --log-every steps and after every epoch"));
+        }
+        let results: Option<Results> = json(&dir.join("summary.json"))?;
+        if let Some(counts) = results.as_ref().and_then(|r| r.test_confusion.as_ref())
+            && counts.iter().any(|row| row.len() != counts.len())
+        {
+            return Err(Error::new("`test_confusion` is not square").in_file(dir.join("summary.json")));
+        }
+        let recipe = read(&dir.join("recipe.toml"))?.unwrap_or_default();
+        let sharpness = json(&dir.join("sharpness.json"))?;
+        Ok(Self { name: name(dir), steps, epochs, results, recipe, sharpness })
+    }
+
+    /// A value of the recipe as text; `None` where the recipe does not have it.
+    pub fn setting(&self, key: &str) -> Option<String> {
+        match toml::from_str::<toml::Table>(&self.recipe).ok()?.get(key)? {
+            toml::Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+
+    /// The optimizer and its main settings: `bisam, ρ 0.05, μ 1; sgd, learning rate 0.1, …`; `None` where the recipe does not say.
+    pub fn optimizer(&self) -> Option<String> {
+        let table = toml::from_str::<toml::Table>(&self.recipe).ok()?;
+        let step: StepOptions = table.get("step")?.clone().try_into().ok()?;
+        let named = Preset::ALL.iter().find(|(preset, _)| alike(&step, &preset.options()));
+        let mut parts = vec![named.map_or("custom", |(_, name)| name).to_owned()];
+        if step.ascent.is_some() {
+            parts.push(format!("ρ {}", step.rho));
+        }
+        if let Some(lr) = table.get("lr").and_then(toml::Value::as_float) {
+            // It is a single-precision number: as such it has few digits.
+            parts.push(format!("learning rate {}", lr as f32));
+        }
+        parts.push(format!("weight decay {}", step.weight_decay));
+        Some(parts.join(", "))
+    }
+}
+
+/// Whether a step has the axes of another, whatever the sizes of ρ, rates and decays.
+fn alike(step: &StepOptions, preset: &StepOptions) -> bool {
+    let o = preset.clone();
+    let sizes = StepOptions {
+        rho: o.rho,
+        eta: o.eta,
+        momentum: o.momentum,
+        nesterov: o.nesterov,
+        weight_decay: o.weight_decay,
+        beta1: o.beta1,
+        beta2: o.beta2,
+        eps: o.eps,
+        label_smoothing: o.label_smoothing,
+        clip_norm: o.clip_norm,
+        kernels: o.kernels,
+        seed: o.seed,
+        ..step.clone()
+    };
+    sizes == o
+}
+
+/// The last part of a folder's path.
+fn name(dir: &Path) -> String {
+    let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
+
+/// The text of a file; `None` when it is not there.
+fn read(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e).file(path),
+    }
+}
+
+/// A JSON file; `None` when it is not there.
+fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Error::new(format!("line {}: {}", e.line(), cause(&e))).in_file(path))
+}
+
+/// What is wrong, without the place, which is counted within one line.
+fn cause(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(cause, _)| cause.to_owned())
+}
+
+/// A line of `metrics.jsonl`, of either kind.
+#[derive(Deserialize)]
+struct Line {
+    step: Option<u64>,
+    epoch: Option<u64>,
+    loss: Option<f64>,
+    ascent_loss: Option<f64>,
+    accuracy: Option<f64>,
+    lr: Option<f64>,
+    valid_loss: Option<f64>,
+    valid_accuracy: Option<f64>,
+}
+
+/// The lines of `metrics.jsonl`. Where a resumed run repeats steps or epochs, the later lines hold. A last line without its end is
+/// still being written.
+fn lines(text: &str) -> Result<(BTreeMap<u64, Step>, BTreeMap<u64, Epoch>)> {
+    let (mut steps, mut epochs) = (BTreeMap::new(), BTreeMap::new());
+    for (i, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = |cause: &str| Error::new(format!("line {}: {cause}", i + 1));
+        let Line { step, epoch, loss, ascent_loss, accuracy, lr, valid_loss, valid_accuracy } =
+            match serde_json::from_str(line) {
+                Ok(line) => line,
+                Err(_) if !line.ends_with('\n') => continue,
+                Err(e) => return Err(at(&cause(&e)).hint("remove the damaged line")),
+            };
+        match (step, epoch) {
+            (Some(step), _) => {
+                steps.split_off(&step);
+                steps.insert(step, Step { loss, ascent_loss, lr });
+            }
+            (None, Some(epoch)) => {
+                epochs.split_off(&epoch);
+                epochs.insert(epoch, Epoch { loss, accuracy, valid_loss, valid_accuracy });
+            }
+            (None, None) => return Err(at("this is a line of neither a step nor an epoch")),
+        }
+    }
+    Ok((steps, epochs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("writes");
+        }
+        folder
+    }
+
+    fn error(files: &[(&str, &str)]) -> String {
+        Run::load(folder(files).path()).expect_err("is refused").to_string()
+    }
+
+    #[test]
+    fn what_is_there_is_read() {
+        let metrics =
+            "{\"step\":10,\"epoch\":0,\"loss\":2.5,\"new\":1}\n{\"epoch\":0,\"loss\":null,\"accuracy\":0.5}\n{\"st";
+        let run = Run::load(folder(&[("metrics.jsonl", metrics), ("summary.json", "{\"test_f1\":0.5}")]).path());
+        let run = run.expect("reads");
+        assert_eq!(run.steps[&10].loss, Some(2.5));
+        assert_eq!((run.epochs[&0].loss, run.epochs[&0].accuracy), (None, Some(0.5)));
+        assert_eq!(run.results.expect("is there").test_f1, Some(0.5));
+        assert_eq!(run.sharpness, None);
+    }
+
+    #[test]
+    fn lines_of_a_resumed_run_replace_what_came_after_its_checkpoint() {
+        let text: String = [10, 20, 30, 15, 25].iter().map(|s| format!("{{\"step\":{s},\"loss\":{s}}}\n")).collect();
+        let (steps, _) = lines(&text).expect("reads");
+        assert_eq!(steps.into_keys().collect::<Vec<_>>(), [10, 15, 25]);
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        assert!(error(&[]).ends_with("there are no metrics here"));
+        let nowhere = Run::load("no/such".as_ref()).expect_err("is refused");
+        assert_eq!(nowhere.to_string(), "no/such: there is no such folder");
+        assert!(error(&[("metrics.jsonl", "")]).ends_with("metrics.jsonl: there are no metrics in this file"));
+        let good = "{\"step\":1}\n";
+        let bad = error(&[("metrics.jsonl", &format!("{good}{{\"step\":\n"))]);
+        assert!(bad.ends_with("metrics.jsonl: line 2: EOF while parsing a value"), "{bad}");
+        let bad = error(&[("metrics.jsonl", &format!("{good}{{\"loss\":1}}\n"))]);
+        assert!(bad.contains("line 2: this is a line of neither"), "{bad}");
+        let bad = error(&[("metrics.jsonl", good), ("summary.json", "{\n\"steps\": \"many\"}")]);
+        assert!(bad.contains("summary.json: line 2: invalid type"), "{bad}");
+        let bad = error(&[("metrics.jsonl", good), ("summary.json", "{\"test_confusion\": [[1], [2]]}")]);
+        assert!(bad.ends_with("summary.json: `test_confusion` is not square"), "{bad}");
+    }
+
+    #[test]
+    fn the_optimizer_is_named_by_its_axes() {
+        let recipe = |preset: Preset| {
+            let mut options = preset.options();
+            (options.rho, options.momentum) = (0.125, 0.5);
+            let mut table = toml::Table::from_iter([("lr".to_owned(), toml::Value::Float(0.5))]);
+            table.insert("step".into(), toml::Value::try_from(options).expect("serializes"));
+            Run { recipe: table.to_string(), ..Run::default() }
+        };
+        for (preset, name) in Preset::ALL {
+            let text = recipe(preset).optimizer().expect("is known");
+            assert!(text.starts_with(&format!("{name}, ")), "{name}: {text}");
+        }
+        let text = recipe(Preset::Bisam).optimizer().expect("is known");
+        assert!(text.starts_with("bisam, ρ 0.125, learning rate 0.5"), "{text}");
+        assert_eq!(Run::default().optimizer(), None);
+    }
+}
