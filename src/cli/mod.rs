@@ -13,6 +13,7 @@ mod page;
 mod train;
 mod verify;
 
+use crate::data::TextOptions;
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
 use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
@@ -81,6 +82,43 @@ fn write_out(text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::new(format!("stdout: {e}"))),
         _ => Ok(()),
+    }
+}
+
+/// How tables of text are read.
+#[derive(Debug, Default, Args)]
+pub struct TextArgs {
+    /// Column of the text, or two of a pair of texts; numbers, counted from 1, where the file has no header
+    #[arg(long, value_name = "COLUMN[,COLUMN]", value_delimiter = ',')]
+    text: Vec<String>,
+    /// Column of the label
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// The tokenizer.json that belongs to the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a text or pair, special tokens included: more are cut, less are padded [default: 128]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_length: Option<usize>,
+}
+
+impl TextArgs {
+    /// The settings with those of the flags that are given.
+    fn apply(&self, settings: Option<TextOptions>) -> Option<TextOptions> {
+        let given =
+            !self.text.is_empty() || self.label.is_some() || self.tokenizer.is_some() || self.max_length.is_some();
+        let mut text = if given { settings.unwrap_or_default() } else { return settings };
+        if !self.text.is_empty() {
+            text.text.clone_from(&self.text);
+        }
+        if let Some(label) = &self.label {
+            text.label.clone_from(label);
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            text.tokenizer.clone_from(tokenizer);
+        }
+        text.max_length = self.max_length.unwrap_or(text.max_length);
+        Some(text)
     }
 }
 

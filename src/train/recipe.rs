@@ -1,8 +1,9 @@
 //! Everything that determines a run; written beside its results, so that it can be repeated.
 
+use super::metrics::Metric;
 use super::schedule::{Schedule, Unit};
 use crate::adapt::Selection;
-use crate::data::{Augment, Normalization};
+use crate::data::{Augment, Normalization, TextOptions};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
 use crate::step::{Ends, StepOptions};
@@ -38,6 +39,8 @@ pub struct Recipe {
     pub augment: String,
     /// Share of the training samples held out for validation when the data has no validation set.
     pub valid: f64,
+    /// What the best epoch is chosen by, on the validation set.
+    pub metric: Metric,
     /// Share of the training labels replaced by random ones.
     pub label_noise: f64,
     /// Seed of every random choice.
@@ -65,6 +68,9 @@ pub struct Recipe {
     /// Normalization of images, by the statistics of the training split; filled in by the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
+    /// How tables of text are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextOptions>,
 }
 
 impl Default for Recipe {
@@ -82,6 +88,7 @@ impl Default for Recipe {
             rho_schedule: Schedule::Constant,
             augment: "none".into(),
             valid: 0.1,
+            metric: Metric::default(),
             label_noise: 0.0,
             seed: 0,
             shuffle: true,
@@ -94,6 +101,7 @@ impl Default for Recipe {
             step: StepOptions::default(),
             parameters: Selection::default(),
             normalization: None,
+            text: None,
         }
     }
 }
@@ -141,6 +149,7 @@ impl Recipe {
             ("valid", (0.0..1.0).contains(&self.valid), "in [0, 1)"),
             ("label-noise", (0.0..=1.0).contains(&self.label_noise), "in [0, 1]"),
             ("log-every", self.log_every > 0, "at least 1"),
+            ("max-length", self.text.as_ref().is_none_or(|t| t.max_length > 0), "at least 1"),
         ];
         match checks.iter().find(|(_, ok, _)| !ok) {
             Some((name, _, want)) => Err(Error::new(format!("{name} must be {want}"))),
