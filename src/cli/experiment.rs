@@ -3,7 +3,7 @@
 use super::Global;
 use super::train::{Progress, stop_on_interruption};
 use crate::error::{Error, Result};
-use crate::train::Experiment;
+use crate::train::{Experiment, Metric};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     } else {
         let engine = global.engine()?;
         let stop = stop_on_interruption()?;
-        let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet };
+        let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: Metric::default() };
         for (recipe, experiment) in args.recipes.iter().zip(&experiments) {
             results.push(experiment.run(&engine, args.seeds, &folder(recipe), &stop, &mut progress)?);
             progress.bar.finish_and_clear();

@@ -16,13 +16,15 @@ mod sharpness;
 mod train;
 mod verify;
 
+use crate::data::{Spec, TextOptions};
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
 use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
+use crate::train::Recipe;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains any exported ONNX classifier with sharpness-aware optimizers.
 #[derive(Debug, Parser)]
@@ -87,6 +89,43 @@ fn write_out(text: &str) -> Result<()> {
     }
 }
 
+/// How tables of text are read.
+#[derive(Debug, Default, Args)]
+pub struct TextArgs {
+    /// Column of the text, or two of a pair of texts; numbers, counted from 1, where the file has no header
+    #[arg(long, value_name = "COLUMN[,COLUMN]", value_delimiter = ',')]
+    text: Vec<String>,
+    /// Column of the label
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// The tokenizer.json that belongs to the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a text or pair, special tokens included: more are cut, less are padded [default: 128]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_length: Option<usize>,
+}
+
+impl TextArgs {
+    /// The settings with those of the flags that are given.
+    fn apply(&self, settings: Option<TextOptions>) -> Option<TextOptions> {
+        let given =
+            !self.text.is_empty() || self.label.is_some() || self.tokenizer.is_some() || self.max_length.is_some();
+        let mut text = if given { settings.unwrap_or_default() } else { return settings };
+        if !self.text.is_empty() {
+            text.text.clone_from(&self.text);
+        }
+        if let Some(label) = &self.label {
+            text.label.clone_from(label);
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            text.tokenizer.clone_from(tokenizer);
+        }
+        text.max_length = self.max_length.unwrap_or(text.max_length);
+        Some(text)
+    }
+}
+
 /// A number of threads or samples.
 fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number from 1 on is needed".to_owned())
@@ -146,6 +185,27 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Ops(args) => ops::run(args, global),
         Command::Doctor => doctor::run(global),
     }
+}
+
+/// The settings that a model is evaluated with on other data: those of its training, from a recipe.toml beside it or in the folder
+/// above.
+///
+/// # Errors
+/// A damaged recipe, or data of an unknown format.
+fn evaluation_recipe(model: &Path, data: &str, text: &TextArgs, batch_size: usize) -> Result<Recipe> {
+    let spec: Spec = data.parse()?;
+    let folders = model.parent().into_iter().flat_map(|f| [Some(f), f.parent()]).flatten();
+    let beside = folders.map(|f| f.join("recipe.toml")).find(|f| f.exists());
+    let trained = beside.map(|f| Recipe::load(&f)).transpose()?.unwrap_or_default();
+    Ok(Recipe {
+        data: data.to_owned(),
+        batch_size,
+        text: text.apply(trained.text.filter(|_| spec.is_text())),
+        normalization: trained.normalization,
+        output: trained.output,
+        step: trained.step,
+        ..Recipe::default()
+    })
 }
 
 /// The axes of a step, each overriding the preset.

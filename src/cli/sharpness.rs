@@ -1,6 +1,6 @@
 //! `bisam sharpness`: what perturbations of the weights do to a model.
 
-use super::{Global, at_least_one};
+use super::{Global, TextArgs, at_least_one, evaluation_recipe};
 use crate::adapt::Mode;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
@@ -17,6 +17,8 @@ pub struct Args {
     /// Data as FORMAT:PATH
     #[arg(long, value_name = "SPEC")]
     data: String,
+    #[command(flatten)]
+    text: TextArgs,
     /// The part of the data
     #[arg(long, default_value = "train", value_parser = ["train", "valid", "test"])]
     split: String,
@@ -53,10 +55,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let engine = global.engine()?;
     let probe = Probe {
-        data: args.data.clone(),
         split: args.split.clone(),
         samples: args.samples,
-        batch_size: args.batch_size,
         rhos: args.rho.clone(),
         mode: if args.mode == "train" { Mode::Train } else { Mode::Eval },
         plane: args.plane,
@@ -67,8 +67,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             eprintln!("note: {text}");
         }
     };
-    let found: Vec<Sharpness> =
-        args.models.iter().map(|m| sharpness(&engine, m, &probe, &mut note)).collect::<Result<_>>()?;
+    let mut found = Vec::new();
+    for model in &args.models {
+        let recipe = evaluation_recipe(model, &args.data, &args.text, args.batch_size)?;
+        found.push(sharpness(&engine, model, &recipe, &probe, &mut note)?);
+    }
     let value = serde_json::to_value(&found).map_err(|e| Error::new(e.to_string()))?;
     if let Some(folder) = &args.output {
         std::fs::create_dir_all(folder).file(folder)?;

@@ -1,11 +1,11 @@
 //! `bisam train`.
 
-use super::{Global, StepArgs, at_least_one};
+use super::{Global, StepArgs, TextArgs, at_least_one};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
 use crate::train::schedule::{Schedule, Unit};
-use crate::train::{EpochReport, Observer, Recipe, StepReport, train};
+use crate::train::{EpochReport, Metric, Observer, Recipe, StepReport, train};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Args {
     /// The exported classifier
     #[arg(required_unless_present_any = ["recipe", "resume"])]
     model: Option<PathBuf>,
-    /// Data as FORMAT:PATH (cifar10, cifar100, idx, images, npz)
+    /// Data as FORMAT:PATH (cifar10, cifar100, idx, images, npz; tsv, csv, jsonl)
     #[arg(long, value_name = "SPEC")]
     data: Option<String>,
     /// Settings from a TOML file; flags override it
@@ -38,6 +38,8 @@ pub struct Args {
     /// Samples in a batch
     #[arg(long, value_parser = at_least_one)]
     batch_size: Option<usize>,
+    #[command(flatten)]
+    text: TextArgs,
     #[command(flatten)]
     step: StepArgs,
     /// Peak learning rate
@@ -70,6 +72,9 @@ pub struct Args {
     /// Share of the training samples held out for validation
     #[arg(long, value_name = "FRACTION")]
     valid: Option<f64>,
+    /// What the best epoch is chosen by, on the validation set
+    #[arg(long)]
+    metric: Option<Metric>,
     /// Leave parameters that match unchanged
     #[arg(long, value_name = "PATTERN")]
     freeze: Vec<String>,
@@ -142,6 +147,7 @@ impl Args {
             label_noise,
             augment,
             valid,
+            metric,
             seed,
             shuffle
         );
@@ -155,6 +161,7 @@ impl Args {
         }
         r.parameters.freeze.extend(self.freeze.iter().cloned());
         r.parameters.train_only.extend(self.train_only.iter().cloned());
+        r.text = self.text.apply(r.text);
         self.step.apply(&mut r.step, device)?;
         Ok(r)
     }
@@ -169,21 +176,37 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
     let stop = stop_on_interruption()?;
-    let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet };
+    let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: recipe.metric };
     let summary = train(&engine, &recipe, &out, args.resume.is_some(), &stop, &mut progress)?;
     progress.bar.finish_and_clear();
     let model = out.join("model.onnx");
     let verdict = verify(&engine, &model, None, recipe.batch_size.min(8), 1e-4);
     let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.2} %", v * 100.0));
     let mut text = format!(
-        "{} steps in {:.0} s\nvalidation accuracy  {} (epoch {})\ntest accuracy        {}\nweights              {}\n",
+        "{} steps in {:.0} s\nvalidation accuracy  {} (epoch {})\ntest accuracy        {}\n",
         summary.steps,
         summary.seconds,
         percent(summary.best_valid_accuracy),
         summary.best_epoch.map_or("–".into(), |e| (e + 1).to_string()),
         percent(summary.test_accuracy),
-        model.display(),
     );
+    let plain = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.4}"));
+    let (valid, test) = match recipe.metric {
+        Metric::Accuracy => (None, None),
+        Metric::F1 => (summary.best_valid_f1, summary.test_f1),
+        Metric::Matthews => (summary.best_valid_matthews, summary.test_matthews),
+    };
+    if recipe.metric != Metric::Accuracy {
+        let name = recipe.metric.title();
+        text += &format!(
+            "{:<21}{}\n{:<21}{}\n",
+            format!("validation {name}"),
+            plain(valid),
+            format!("test {name}"),
+            plain(test)
+        );
+    }
+    text += &format!("weights              {}\n", model.display());
     let mut value = serde_json::to_value(&summary).map_err(|e| Error::new(e.to_string()))?;
     match &verdict {
         Ok(v) => {
@@ -224,6 +247,7 @@ pub(super) fn stop_on_interruption() -> Result<Arc<AtomicBool>> {
 pub(super) struct Progress {
     pub(super) bar: ProgressBar,
     pub(super) quiet: bool,
+    pub(super) metric: Metric,
 }
 
 impl Observer for Progress {
@@ -253,7 +277,15 @@ impl Observer for Progress {
         if self.quiet {
             return;
         }
-        let valid = r.valid_accuracy.map_or(String::new(), |v| format!(", validation {:.2} %", v * 100.0));
+        let mut valid = r.valid_accuracy.map_or(String::new(), |v| format!(", validation {:.2} %", v * 100.0));
+        let chosen = match self.metric {
+            Metric::Accuracy => None,
+            Metric::F1 => r.valid_f1,
+            Metric::Matthews => r.valid_matthews,
+        };
+        if let Some(v) = chosen {
+            valid += &format!(", {} {v:.4}", self.metric.title());
+        }
         let line = format!(
             "epoch {:>3}  loss {:.4}, training {:.2} %{valid}, {:.0} samples/s",
             r.epoch + 1,

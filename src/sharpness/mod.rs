@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::onnx::import;
 use crate::step::stages::build_in;
 use crate::step::{Ascent, StepOptions, prepare};
-use crate::train::{Recipe, bytes, check_labels, input_specs, normalize, open_data, sizes};
+use crate::train::{Recipe, bytes, check_labels, input_specs, judge, normalize, open_data, sizes};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,14 +20,10 @@ use std::sync::Arc;
 /// What is measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// Data as `FORMAT:PATH`.
-    pub data: String,
     /// `train`, `valid` or `test`.
     pub split: String,
     /// Samples that are looked at, drawn at random, in whole batches.
     pub samples: usize,
-    /// Samples of a batch, each of which has a perturbation of its own: the m of m-sharpness.
-    pub batch_size: usize,
     /// Norms of the perturbations.
     pub rhos: Vec<f32>,
     /// Whether normalization uses running statistics, or those of each batch.
@@ -124,13 +120,9 @@ impl Scores {
     fn of(logits: &[f32], classes: usize, labels: &[i64]) -> Self {
         let mut scores = Self::default();
         for (row, label) in logits.chunks(classes).zip(labels) {
-            let label = *label as usize;
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
-            scores.loss += sum.ln() + f64::from(max - row[label]);
-            // Of equal logits the first is the prediction.
-            let beaten = |(j, v): (usize, &f32)| *v < row[label] || (*v == row[label] && j >= label);
-            scores.correct.push(row.iter().enumerate().all(beaten));
+            let (loss, prediction) = judge(row, *label as usize);
+            scores.loss += loss;
+            scores.correct.push(prediction as i64 == *label);
         }
         scores
     }
@@ -140,21 +132,24 @@ impl Scores {
     }
 }
 
-/// Looks around the weights of a model. A `recipe.toml` beside it gives the settings of its training: normalization, bounds,
-/// metric, smoothing.
+/// Looks around the weights of a model. The recipe names the data and how they are fed, the samples of a batch, each of which has a
+/// perturbation of its own (the m of m-sharpness), and the bounds, metric and label smoothing of the perturbation.
 ///
 /// # Errors
 /// Anything that is wrong with model or data.
-pub fn sharpness(engine: &Engine, model: &Path, probe: &Probe, note: &mut dyn FnMut(&str)) -> Result<Sharpness> {
-    let beside = [model.parent(), model.parent().and_then(Path::parent)];
-    let recipe = beside.into_iter().flatten().map(|d| d.join("recipe.toml")).find(|f| f.exists());
-    let recipe = recipe.map(|f| Recipe::load(&f)).transpose()?.unwrap_or_default();
+pub fn sharpness(
+    engine: &Engine,
+    model: &Path,
+    recipe: &Recipe,
+    probe: &Probe,
+    note: &mut dyn FnMut(&str),
+) -> Result<Sharpness> {
     let imported = import(model)?;
     let mut graph = imported.graph.clone();
     untie(&mut graph, &imported);
-    let spec: Spec = probe.data.parse()?;
-    let splits = open_data(&spec, &graph)?;
-    let prepared = prepare(&graph, &sizes(&graph, &splits.train, probe.batch_size), recipe.ends(), engine)
+    let spec: Spec = recipe.data.parse()?;
+    let splits = open_data(&spec, &graph, recipe.text.as_ref())?;
+    let prepared = prepare(&graph, &sizes(&graph, &splits.train, recipe.batch_size), recipe.ends(), engine)
         .map_err(|e| e.in_file(model))?;
     let step = StepOptions { micro_batch: None, seed: probe.seed, ..settings(&recipe.step) };
     let options =
@@ -173,7 +168,7 @@ pub fn sharpness(engine: &Engine, model: &Path, probe: &Probe, note: &mut dyn Fn
         check_labels(&set, classes)?;
         let set = set.sample(probe.samples.min(set.len()), probe.seed)?;
         let options = LoaderOptions {
-            batch_size: probe.batch_size,
+            batch_size: recipe.batch_size,
             short: ShortBatch::Drop,
             augment: Augment::None,
             ..LoaderOptions::default()
@@ -184,7 +179,7 @@ pub fn sharpness(engine: &Engine, model: &Path, probe: &Probe, note: &mut dyn Fn
     loader.notes().iter().for_each(|n| note(n));
     let mut found = Sharpness {
         model: model.to_owned(),
-        samples: loader.batches_per_epoch() * probe.batch_size,
+        samples: loader.batches_per_epoch() * recipe.batch_size,
         correct: 0,
         loss: 0.0,
         points: Vec::new(),

@@ -1,5 +1,6 @@
 //! Sets of runs that make one table: rows × columns × seeds.
 
+use super::metrics::Metric;
 use super::recipe::{Recipe, toml_error};
 use super::run::{Observer, Summary, train};
 use crate::engine::{Device, Engine};
@@ -17,8 +18,9 @@ use toml::{Table, Value};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    /// Accuracy of the exported weights on the test split, on the validation split where there is no test split; in percent.
-    Accuracy,
+    /// The metric of each recipe for the exported weights on the test split, on the validation split where there is no test split;
+    /// times 100.
+    Metric,
     /// Seconds of an epoch, validation included.
     EpochSeconds,
 }
@@ -49,6 +51,8 @@ pub struct Cell {
     pub row: String,
     /// Name of its column.
     pub column: String,
+    /// The metric of its recipe.
+    pub metric: Metric,
     /// What every finished run measured, by seed.
     pub values: Vec<f64>,
     /// Mean of the values.
@@ -92,7 +96,7 @@ impl Experiment {
         };
         let measure = match shared.remove("measure") {
             Some(value) => value.try_into().map_err(toml_error)?,
-            None => Measure::Accuracy,
+            None => Measure::Metric,
         };
         let rows = variants(shared.remove("rows"), "rows", name)?;
         let columns = variants(shared.remove("columns"), "columns", "result")?;
@@ -205,6 +209,7 @@ impl Experiment {
             let mut cell = Cell {
                 row: row.name.clone(),
                 column: column.name.clone(),
+                metric: self.recipe(row, column, 0)?.metric,
                 values: Vec::new(),
                 mean: None,
                 deviation: None,
@@ -229,16 +234,17 @@ impl Experiment {
 impl Measure {
     fn of(self, summary: &Summary, recipe: &Recipe) -> Option<f64> {
         match self {
-            Self::Accuracy => summary.test_accuracy.or(summary.best_valid_accuracy).map(|a| a * 100.0),
+            Self::Metric => summary.result(recipe.metric).map(|v| v * 100.0),
             Self::EpochSeconds => Some(summary.seconds / recipe.epochs.max(1) as f64),
         }
     }
 
-    fn caption(self) -> &'static str {
-        match self {
-            Self::Accuracy => "Accuracy in %",
-            Self::EpochSeconds => "Seconds per epoch",
-        }
+    fn caption(self, cells: &[Cell]) -> String {
+        let Self::Metric = self else { return "Seconds per epoch".to_owned() };
+        let mut names: Vec<&str> = cells.iter().map(|c| c.metric.title()).collect();
+        names.sort_unstable();
+        names.dedup();
+        format!("100 × {}", names.join(" or "))
     }
 }
 
@@ -259,7 +265,8 @@ impl Results {
             let name = row.first().map_or(String::new(), |c| c.row.clone());
             text += &line(&mut std::iter::once(name).chain(row.iter().map(|c| c.text(self.seeds))));
         }
-        let _ = write!(text, "\n{}, mean ± standard deviation of {} seeds.", self.measure.caption(), self.seeds);
+        let _ =
+            write!(text, "\n{}, mean ± standard deviation of {} seeds.", self.measure.caption(&self.cells), self.seeds);
         text
     }
 
@@ -309,8 +316,12 @@ fn is_finished(folder: &Path, recipe: &Recipe) -> Result<bool> {
         return Ok(false);
     }
     let mut made = Recipe::load(&file)?;
+    // What the run itself has filled in.
     if recipe.normalization.is_none() {
         made.normalization = None;
+    }
+    if let (Some(made), Some(given)) = (&mut made.text, &recipe.text) {
+        made.classes.clone_from(&given.classes);
     }
     let table = |r: &Recipe| Table::try_from(r).map_err(|e| Error::new(e.to_string()));
     let (made, wanted) = (table(&made)?, table(recipe)?);
@@ -423,10 +434,18 @@ mod tests {
         assert_eq!(moments(&[1.0, 3.0]), (Some(2.0), Some(2f64.sqrt())));
         let cell = |row: &str, column: &str, values: &[f64]| {
             let (mean, deviation) = moments(values);
-            Cell { row: row.into(), column: column.into(), values: values.to_vec(), mean, deviation, runs: Vec::new() }
+            Cell {
+                row: row.into(),
+                column: column.into(),
+                metric: Metric::Accuracy,
+                values: values.to_vec(),
+                mean,
+                deviation,
+                runs: Vec::new(),
+            }
         };
         let cells = vec![cell("a", "x", &[1.0, 3.0]), cell("a", "y", &[2.0]), cell("b", "x", &[]), cell("b", "y", &[])];
-        let results = Results { title: "T".into(), measure: Measure::Accuracy, seeds: 2, cells };
+        let results = Results { title: "T".into(), measure: Measure::Metric, seeds: 2, cells };
         let text = results.markdown();
         assert!(
             text.contains("|  | x | y |\n|---|---:|---:|\n| a | 2.00 ± 1.41 | 2.00 (n = 1) |\n| b | – | – |\n"),

@@ -1,8 +1,9 @@
 //! Everything that determines a run; written beside its results, so that it can be repeated.
 
+use super::metrics::Metric;
 use super::schedule::{Schedule, Unit};
 use crate::adapt::Selection;
-use crate::data::{Augment, Normalization};
+use crate::data::{Augment, Normalization, TextOptions};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
 use crate::step::{Ascent, Base, Ends, Preset, StepOptions};
@@ -42,6 +43,8 @@ pub struct Recipe {
     /// Train on this many of the training samples, a random choice that is the same for every seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_samples: Option<usize>,
+    /// What the best epoch is chosen by, on the validation set.
+    pub metric: Metric,
     /// Share of the training labels replaced by random ones.
     pub label_noise: f64,
     /// Start from fresh weights drawn by the seed, not from those of the file.
@@ -73,6 +76,9 @@ pub struct Recipe {
     /// Normalization of images, by the statistics of the training split; filled in by the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
+    /// How tables of text are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextOptions>,
 }
 
 impl Default for Recipe {
@@ -91,6 +97,7 @@ impl Default for Recipe {
             augment: "none".into(),
             valid: 0.1,
             train_samples: None,
+            metric: Metric::default(),
             label_noise: 0.0,
             fresh: false,
             seed: 0,
@@ -105,6 +112,7 @@ impl Default for Recipe {
             step: StepOptions::default(),
             parameters: Selection::default(),
             normalization: None,
+            text: None,
         }
     }
 }
@@ -185,6 +193,7 @@ impl Recipe {
             ("train-samples", self.train_samples != Some(0), "at least 1"),
             ("label-noise", (0.0..=1.0).contains(&self.label_noise), "in [0, 1]"),
             ("log-every", self.log_every > 0, "at least 1"),
+            ("max-length", self.text.as_ref().is_none_or(|t| t.max_length > 0), "at least 1"),
         ];
         match checks.iter().find(|(_, ok, _)| !ok) {
             Some((name, _, want)) => Err(Error::new(format!("{name} must be {want}"))),
