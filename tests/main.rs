@@ -7,6 +7,7 @@ mod conformance;
 mod control;
 mod docs;
 mod doctor;
+mod experiment;
 mod export;
 mod forms;
 mod gradcheck;
