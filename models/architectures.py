@@ -91,6 +91,46 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class WideBlock(nn.Module):
+    """BN-ReLU-3x3 twice around a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x):
+        y = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(y)
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(y))))
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width of Zagoruyko & Komodakis 2016 for 3x32x32, without dropout: depth 6n+4."""
+
+    def __init__(self, depth, width, classes=10):
+        super().__init__()
+        n = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        blocks, inputs = [], 16
+        for stage in range(3):
+            for block in range(n):
+                outputs = 16 * width << stage
+                blocks.append(WideBlock(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, classes)
+        kaiming_convolutions(self)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.blocks(self.conv1(x))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection."""
 
@@ -154,17 +194,17 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet-BC for 3x32x32: three dense blocks, transitions that halve channels and size."""
+    """DenseNet-BC for 3x32x32: dense blocks of so many layers, transitions that halve channels and size between them."""
 
-    def __init__(self, growth=8, layers=3, classes=10):
+    def __init__(self, growth=8, layers=(3, 3, 3), classes=10):
         super().__init__()
         channels = 2 * growth
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
-        for block in range(3):
-            self.blocks.append(nn.Sequential(*(DenseLayer(channels + i * growth, growth) for i in range(layers))))
-            channels += layers * growth
-            if block < 2:
+        for block, count in enumerate(layers):
+            self.blocks.append(nn.Sequential(*(DenseLayer(channels + i * growth, growth) for i in range(count))))
+            channels += count * growth
+            if block < len(layers) - 1:
                 self.transitions.append(
                     nn.Sequential(
                         nn.BatchNorm2d(channels),
@@ -199,7 +239,7 @@ class Vgg(nn.Module):
                 inputs = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.fc = nn.Linear(inputs * 4, classes)
+        self.fc = nn.Linear(inputs * (32 >> len(groups)) ** 2, classes)
         kaiming_convolutions(self)
 
     def forward(self, x):

@@ -28,6 +28,10 @@ STEPS, BATCH, CLASSES = 10, 16, 10
 
 SGD = {"base": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
 ADAMW = {"base": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+BSAM = {
+    "base": "bsam", "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "damping": 0.1, "initial_precision": 1.0,
+    "weight_decay": 8e-4, "ascent": "cross-entropy", "rho": 0.01, "adaptive": False,
+}
 SAM = {"ascent": "cross-entropy", "rho": 0.05, "adaptive": False}
 NEG_LOG = {"ascent": "neg-log", "mu": 1.0, "rho": 0.05, "adaptive": False}
 TANH = {"ascent": "tanh", "mu": 10.0, "alpha": 0.1, "rho": 0.05, "adaptive": False}
@@ -53,6 +57,10 @@ METHODS = {
     "looksam": SGD | SAM | {"period": 3, "look_alpha": 0.7},
     "swp": SGD | SAM | {"swp_beta": 0.6},
     "e-bisam": SGD | NEG_LOG | {"swp_beta": 0.6, "sds_gamma": 0.5},
+    "rsam": SGD | SAM | {"start_sigma": 0.2},
+    "rsam-bisam-micro": SGD | NEG_LOG | {"start_sigma": 0.1, "micro_batch": 8},
+    "bsam": BSAM,
+    "bsam-micro": BSAM | {"ascent": "neg-log", "mu": 1.0, "micro_batch": 8},
     "looksam-bisam": ADAMW | NEG_LOG | {"period": 4, "look_alpha": 0.5},
 }
 
@@ -98,7 +106,48 @@ def move_statistics(network, momentum):
             module.momentum = momentum
 
 
+class Bsam:
+    """Bayesian SAM, Moellenhoff & Khan 2023, algorithm 1 with the damping of its authors' code; gradients of both passes come
+    from outside: the descent's as p.grad, the mean absolute ascent gradient as `sizes`."""
+
+    def __init__(self, parameters, settings):
+        self.parameters, self.settings = list(parameters), settings
+        self.mean = [torch.zeros_like(p) for p in self.parameters]
+        self.precision = [torch.full_like(p, settings["initial_precision"]) for p in self.parameters]
+        self.sizes = None
+
+    @torch.no_grad()
+    def step(self):
+        s = self.settings
+        for p, m, precision, size in zip(self.parameters, self.mean, self.precision, self.sizes):
+            m.mul_(s["beta1"]).add_((1 - s["beta1"]) * (p.grad + s["weight_decay"] * p))
+            p -= s["lr"] * m / precision
+            new = precision.sqrt() * size + s["damping"] + s["weight_decay"]
+            precision.mul_(s["beta2"]).add_((1 - s["beta2"]) * new)
+
+
+DATA_SIZE = 50_000
+
+
+def start(network, optimizer, settings, noise):
+    """Offsets of the place where the ascent starts: bSAM's sample of its posterior, or R-SAM's noise in the scale of each filter.
+
+    `noise` is standard normal, by parameter name. A filter is a slice along the first axis of a weight of rank 2 and more, any
+    other parameter as a whole.
+    """
+    for index, (name, p) in enumerate(network.named_parameters()):
+        n = noise[name].to(p.dtype)
+        if settings["base"] == "bsam":
+            yield n / (DATA_SIZE * optimizer.precision[index]).sqrt()
+        else:
+            filters = p.detach().reshape(p.shape[0] if p.dim() > 1 else 1, -1)
+            scale = settings["start_sigma"] * filters.square().mean(1, keepdim=True).sqrt()
+            yield (n.reshape(filters.shape) * scale).reshape(p.shape)
+
+
 def base_optimizer(parameters, settings):
+    if settings["base"] == "bsam":
+        return Bsam(parameters, settings)
     if settings["base"] == "sgd":
         names = ("lr", "momentum", "nesterov", "weight_decay")
         return torch.optim.SGD(parameters, **{k: settings[k] for k in names})
@@ -125,7 +174,7 @@ def gradients(parameters, loss):
     return torch.autograd.grad(loss, parameters)
 
 
-def passes(network, x, labels, settings, climbs, chosen_names):
+def passes(network, optimizer, x, labels, settings, climbs, chosen_names, noise):
     """Losses of the passes on a micro-batch, and their gradients: (losses, ascent's or None, descent's).
 
     ESAM's stochastic weight perturbation moves the parameters of these names only, by rho / beta.
@@ -138,13 +187,25 @@ def passes(network, x, labels, settings, climbs, chosen_names):
         x, labels = x[chosen], labels[chosen]
     if climbs:
         before = scores(network, x, labels)
+        if noise is not None:
+            offsets = list(start(network, optimizer, settings, noise))
+            with torch.no_grad():
+                for p, offset in zip(parameters, offsets):
+                    p += offset
         loss = ascent_loss(network(x), labels, settings)
         losses.append(loss.item())
         up = gradients(parameters, loss)
+        with torch.no_grad():
+            for p, w in zip(parameters, kept):
+                p.copy_(w)
         for (name, p), g in zip(network.named_parameters(), up):
             p.grad = g if chosen_names is None or name in chosen_names else torch.zeros_like(g)
         with torch.no_grad():
-            for p, e in zip(parameters, perturbation(parameters, settings)):
+            if settings["base"] == "bsam":
+                climb = [settings["rho"] * p.grad / s for p, s in zip(parameters, optimizer.precision)]
+            else:
+                climb = perturbation(parameters, settings)
+            for p, e in zip(parameters, climb):
                 p += e
         if settings.get("sds_gamma", 1.0) < 1:
             rise = scores(network, x, labels) - before
@@ -170,17 +231,20 @@ def across(x, axis):
     return x - (x @ axis) / (axis @ axis) * axis
 
 
-def step(network, optimizer, x, labels, settings, memory, chosen_names):
+def step(network, optimizer, x, labels, settings, memory, chosen_names, noise):
     """One training step; returns the losses of its passes, in order. LookSAM's direction is kept in `memory`."""
     parameters = list(network.parameters())
     count = memory.setdefault("steps", 0)
     climbs = "ascent" in settings and count % settings.get("period", 1) == 0
     size = settings.get("micro_batch", len(x))
-    total, losses = 0.0, 0.0
-    for first in range(0, len(x), size):
+    total, losses, sizes = 0.0, 0.0, 0.0
+    for number, first in enumerate(range(0, len(x), size)):
         part = slice(first, first + size)
-        found, up, down = passes(network, x[part], labels[part], settings, climbs, chosen_names)
+        here = None if noise is None else {name: values[number] for name, values in noise.items()}
+        found, up, down = passes(network, optimizer, x[part], labels[part], settings, climbs, chosen_names, here)
         share = len(x[part]) / len(x)
+        if settings["base"] == "bsam":
+            sizes = sizes + share * flat(up).abs()
         total = total + share * flat(down)
         losses = losses + share * np.array(found)
     if settings.get("gsam_alpha"):
@@ -193,8 +257,11 @@ def step(network, optimizer, x, labels, settings, memory, chosen_names):
         else:
             direction = memory["direction"]
             total = total + settings["look_alpha"] * total.norm() / direction.norm() * direction
-    for p, g in zip(parameters, total.split([p.numel() for p in parameters])):
+    lengths = [p.numel() for p in parameters]
+    for p, g in zip(parameters, total.split(lengths)):
         p.grad = g.reshape(p.shape)
+    if settings["base"] == "bsam":
+        optimizer.sizes = [g.reshape(p.shape) for p, g in zip(parameters, sizes.split(lengths))]
     optimizer.step()
     memory["steps"] = count + 1
     return list(losses)
@@ -220,8 +287,14 @@ def replay(name, settings, x, labels, dtype=torch.float64):
     if "swp_beta" in settings:
         # The random choices of the run to compare with, as parameter names.
         choices = [set(line.split()) for line in (HERE / "reference" / f"choices_{name}.txt").read_text().splitlines()]
+    noise = None
+    if settings["base"] == "bsam" or "start_sigma" in settings:
+        # The noise of the run to compare with: [step, micro-batch, ...] by parameter name.
+        noise = {k: torch.from_numpy(v) for k, v in np.load(HERE / "reference" / f"noise_{name}.npz").items()}
     for index in range(STEPS):
-        losses.append(step(network, optimizer, x[index].to(dtype), labels[index], settings, memory, choices[index]))
+        here = noise and {name: values[index] for name, values in noise.items()}
+        batch = x[index].to(dtype), labels[index]
+        losses.append(step(network, optimizer, *batch, settings, memory, choices[index], here))
         if index + 1 in (1, STEPS):
             state = network.state_dict()
             arrays |= {f"step{index + 1}/{i.name}": state[i.name].float().numpy().copy() for i in graph.initializer}

@@ -12,6 +12,7 @@ pub mod figure;
 pub mod ir;
 pub mod onnx;
 pub mod report;
+pub mod sharpness;
 pub mod step;
 pub mod trace;
 pub mod train;

@@ -5,9 +5,22 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up. `error` and the macros of `lib.rs` may be used everywhere.
-const LAYERS: [&str; 14] = [
-    "ir", "onnx", "figure", "trace", "adapt", "builder", "autodiff", "step", "engine", "data", "export", "report",
-    "train", "cli",
+const LAYERS: [&str; 15] = [
+    "ir",
+    "onnx",
+    "figure",
+    "trace",
+    "adapt",
+    "builder",
+    "autodiff",
+    "step",
+    "engine",
+    "data",
+    "export",
+    "train",
+    "sharpness",
+    "report",
+    "cli",
 ];
 
 /// Files that are no layer.

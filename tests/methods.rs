@@ -161,6 +161,9 @@ fn combinations_without_a_meaning_are_refused_with_the_reason() {
         ("no surrogate gap", StepOptions { gsam_alpha: 0.1, period: 2, ..sam.clone() }),
         ("need a perturbation", StepOptions { gsam_alpha: 0.1, ..Preset::Sgd.options() }),
         ("sds-gamma is 1.5", StepOptions { sds_gamma: 1.5, ..sam.clone() }),
+        ("precisions decide", StepOptions { adaptive: true, ..Preset::Bsam.options() }),
+        ("does not start", StepOptions { start_sigma: 0.1, sds_gamma: 0.5, ..sam.clone() }),
+        ("start-sigma, adaptive", StepOptions { start_sigma: 0.1, ..Preset::Sgd.options() }),
         ("micro-batch is 0", StepOptions { micro_batch: Some(0), ..sam.clone() }),
     ]);
     for (reason, options) in cases {

@@ -3,10 +3,13 @@
 use crate::common::{engine, npz, repo};
 use crate::snapshot;
 use bisam::adapt::untie;
+use bisam::data::write_npz;
 use bisam::engine::Program;
+use bisam::ir::Tensor;
 use bisam::onnx::import;
 use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
+use std::collections::BTreeMap;
 
 /// Largest error of a tensor, relative to its norm.
 const TOLERANCE: f64 = 1e-4;
@@ -32,6 +35,31 @@ fn random_choices_are_as_kept() {
             names.collect::<Vec<_>>().join(" ") + "\n"
         };
         snapshot::check(&format!("models/reference/choices_{model}.txt"), &(0..10).map(line).collect::<String>());
+    }
+}
+
+/// The noise that a random start takes, kept for the reference to take the same: [step, micro-batch, ...] by parameter name.
+#[test]
+fn random_starts_are_as_kept() {
+    let options = Preset::Rsam.options();
+    for model in ["tiny_bn", "tiny_ln"] {
+        let graph = import(repo(&format!("models/{model}.onnx"))).expect("imports").graph;
+        let params: Vec<_> =
+            graph.params().into_iter().map(|v| (&graph[v].name, graph.param(v).expect("a value"))).collect();
+        let elements: usize = params.iter().map(|(_, t)| t.len()).sum();
+        let draws: Vec<Vec<f32>> = (0..20).map(|i| options.noise(i / 2, i as usize % 2, elements)).collect();
+        let mut arrays = BTreeMap::new();
+        let mut first = 0;
+        for (name, t) in params {
+            let values: Vec<f32> = draws.iter().flat_map(|d| &d[first..first + t.len()]).copied().collect();
+            first += t.len();
+            arrays.insert(name.clone(), Tensor::new(&[&[10, 2], t.shape()].concat(), &values).expect("a tensor"));
+        }
+        let file = repo(&format!("models/reference/noise_{model}.npz"));
+        if snapshot::updating() {
+            write_npz(&file, &arrays).expect("written");
+        }
+        assert_eq!(npz(&file), arrays, "{model}: BISAM_UPDATE=1 writes it anew, then models/replay.py the replays");
     }
 }
 
@@ -101,6 +129,6 @@ fn ten_steps_equal_the_authors_update() {
             }
         }
     }
-    assert!(runs >= 42, "only {runs} replays");
+    assert!(runs >= 50, "only {runs} replays");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -2,10 +2,15 @@
 
 use crate::common::repo;
 
+/// Whether what is kept is to be written anew.
+pub fn updating() -> bool {
+    std::env::var_os("BISAM_UPDATE").is_some()
+}
+
 /// Compares `text` with the file at `path`, or writes it.
 pub fn check(path: &str, text: &str) {
     let file = repo(path);
-    if std::env::var_os("BISAM_UPDATE").is_some() {
+    if updating() {
         std::fs::create_dir_all(file.parent().expect("a folder")).expect("can be made");
         return std::fs::write(&file, text).expect("can be written");
     }

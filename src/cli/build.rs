@@ -5,7 +5,7 @@ use crate::adapt::untie;
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
-use crate::step::stages::{accumulate_stage, perturb_stage, statistics_stage, update_stage};
+use crate::step::stages::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
 use crate::step::update::Ending;
 use crate::step::{Ends, Kernels, StepOptions, build, prepare};
 use crate::trace::Sizes;
@@ -50,6 +50,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     write("update.onnx", &update_stage(layout.len(), &options, Ending::Whole)?)?;
     let reuse = (options.period > 1).then(|| update_stage(layout.len(), &options, Ending::Reused)).transpose()?;
     let others = [
+        ("start.onnx", start_stage(layout.len(), &options)?),
         ("perturb.onnx", perturb_stage(layout.len(), &options)?),
         ("statistics.onnx", statistics_stage(stats.len())?),
         ("accumulate.onnx", accumulate_stage(layout.len(), &options)?),

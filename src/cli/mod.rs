@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod doctor;
 mod eval;
+mod experiment;
 mod grad;
 mod gradcheck;
 mod init;
@@ -11,16 +12,19 @@ mod inspect;
 mod ops;
 mod page;
 mod report;
+mod sharpness;
 mod train;
 mod verify;
 
+use crate::data::{Spec, TextOptions};
 use crate::engine::{Device, Engine};
 use crate::error::{Error, Result};
 use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
+use crate::train::Recipe;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains any exported ONNX classifier with sharpness-aware optimizers.
 #[derive(Debug, Parser)]
@@ -85,6 +89,43 @@ fn write_out(text: &str) -> Result<()> {
     }
 }
 
+/// How tables of text are read.
+#[derive(Debug, Default, Args)]
+pub struct TextArgs {
+    /// Column of the text, or two of a pair of texts; numbers, counted from 1, where the file has no header
+    #[arg(long, value_name = "COLUMN[,COLUMN]", value_delimiter = ',')]
+    text: Vec<String>,
+    /// Column of the label
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// The tokenizer.json that belongs to the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a text or pair, special tokens included: more are cut, less are padded [default: 128]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_length: Option<usize>,
+}
+
+impl TextArgs {
+    /// The settings with those of the flags that are given.
+    fn apply(&self, settings: Option<TextOptions>) -> Option<TextOptions> {
+        let given =
+            !self.text.is_empty() || self.label.is_some() || self.tokenizer.is_some() || self.max_length.is_some();
+        let mut text = if given { settings.unwrap_or_default() } else { return settings };
+        if !self.text.is_empty() {
+            text.text.clone_from(&self.text);
+        }
+        if let Some(label) = &self.label {
+            text.label.clone_from(label);
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            text.tokenizer.clone_from(tokenizer);
+        }
+        text.max_length = self.max_length.unwrap_or(text.max_length);
+        Some(text)
+    }
+}
+
 /// A number of threads or samples.
 fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a number from 1 on is needed".to_owned())
@@ -96,8 +137,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Train a model
     Train(Box<train::Args>),
+    /// Run a set of recipes over several seeds and tabulate the results
+    Experiment(experiment::Args),
     /// Accuracy and loss of a model on a data set
     Eval(eval::Args),
+    /// What perturbations of the weights do to a model: loss, error, flipped samples
+    Sharpness(sharpness::Args),
     /// Write an HTML report about a run, or one that compares several
     Report(report::Args),
     /// Compare tract and ONNX Runtime on a model
@@ -128,7 +173,9 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Gradcheck(args) => gradcheck::run(args, global),
         Command::Train(args) => train::run(args, global),
+        Command::Experiment(args) => experiment::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Sharpness(args) => sharpness::run(args, global),
         Command::Report(args) => report::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
@@ -138,6 +185,27 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Ops(args) => ops::run(args, global),
         Command::Doctor => doctor::run(global),
     }
+}
+
+/// The settings that a model is evaluated with on other data: those of its training, from a recipe.toml beside it or in the folder
+/// above.
+///
+/// # Errors
+/// A damaged recipe, or data of an unknown format.
+fn evaluation_recipe(model: &Path, data: &str, text: &TextArgs, batch_size: usize) -> Result<Recipe> {
+    let spec: Spec = data.parse()?;
+    let folders = model.parent().into_iter().flat_map(|f| [Some(f), f.parent()]).flatten();
+    let beside = folders.map(|f| f.join("recipe.toml")).find(|f| f.exists());
+    let trained = beside.map(|f| Recipe::load(&f)).transpose()?.unwrap_or_default();
+    Ok(Recipe {
+        data: data.to_owned(),
+        batch_size,
+        text: text.apply(trained.text.filter(|_| spec.is_text())),
+        normalization: trained.normalization,
+        output: trained.output,
+        step: trained.step,
+        ..Recipe::default()
+    })
 }
 
 /// The axes of a step, each overriding the preset.
@@ -188,6 +256,9 @@ pub struct StepArgs {
     /// Weight of the direction that steps between perturbations reuse
     #[arg(long, value_name = "ALPHA")]
     look_alpha: Option<f32>,
+    /// Size of the noise that the ascent starts from, relative to each filter (R-SAM)
+    #[arg(long, value_name = "SIGMA")]
+    start_sigma: Option<f32>,
     /// Optimizer below the perturbation
     #[arg(long)]
     base: Option<Base>,
@@ -209,6 +280,12 @@ pub struct StepArgs {
     /// Denominator offset of AdamW
     #[arg(long)]
     eps: Option<f32>,
+    /// Damping of bSAM's precisions
+    #[arg(long)]
+    damping: Option<f32>,
+    /// bSAM's precisions before the first step
+    #[arg(long, value_name = "S")]
+    initial_precision: Option<f32>,
     /// Label smoothing of the descent loss
     #[arg(long)]
     label_smoothing: Option<f32>,
@@ -238,18 +315,7 @@ impl StepArgs {
             }
             options.kernels = Kernels::Plain;
         }
-        if let Some(ascent) = self.ascent {
-            options.ascent = Some(ascent);
-            if ascent == Ascent::Tanh {
-                options.mu = 10.0;
-            }
-        }
-        if let Some(base) = self.base {
-            options.base = base;
-            if base == Base::Adamw {
-                options.weight_decay = 0.01;
-            }
-        }
+        options.choose(self.ascent, self.base);
         let numbers = [
             (self.mu, &mut options.mu),
             (self.alpha, &mut options.alpha),
@@ -259,6 +325,9 @@ impl StepArgs {
             (self.swp_beta, &mut options.swp_beta),
             (self.gsam_alpha, &mut options.gsam_alpha),
             (self.look_alpha, &mut options.look_alpha),
+            (self.start_sigma, &mut options.start_sigma),
+            (self.damping, &mut options.damping),
+            (self.initial_precision, &mut options.initial_precision),
             (self.momentum, &mut options.momentum),
             (self.weight_decay, &mut options.weight_decay),
             (self.beta1, &mut options.beta1),

@@ -1,11 +1,11 @@
 //! `bisam train`.
 
-use super::{Global, StepArgs, at_least_one};
+use super::{Global, StepArgs, TextArgs, at_least_one};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
 use crate::train::schedule::{Schedule, Unit};
-use crate::train::{EpochReport, Observer, Recipe, StepReport, train};
+use crate::train::{EpochReport, Metric, Observer, Recipe, StepReport, train};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Args {
     /// The exported classifier
     #[arg(required_unless_present_any = ["recipe", "resume"])]
     model: Option<PathBuf>,
-    /// Data as FORMAT:PATH (cifar10, cifar100, idx, images, npz)
+    /// Data as FORMAT:PATH (cifar10, cifar100, idx, images, npz; tsv, csv, jsonl)
     #[arg(long, value_name = "SPEC")]
     data: Option<String>,
     /// Settings from a TOML file; flags override it
@@ -39,6 +39,8 @@ pub struct Args {
     #[arg(long, value_parser = at_least_one)]
     batch_size: Option<usize>,
     #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
     step: StepArgs,
     /// Peak learning rate
     #[arg(long)]
@@ -55,15 +57,24 @@ pub struct Args {
     /// What the schedule counts
     #[arg(long)]
     schedule_per: Option<Unit>,
+    /// Train on this many of the training samples, drawn at random, the same for every seed
+    #[arg(long, value_name = "N")]
+    train_samples: Option<usize>,
     /// Share of the training labels replaced by random ones
     #[arg(long)]
     label_noise: Option<f64>,
+    /// Start from fresh weights drawn by the seed, not from those of the file
+    #[arg(long)]
+    fresh: bool,
     /// Random changes to training images
     #[arg(long, value_parser = ["none", "crop-flip", "crop-flip-cutout"])]
     augment: Option<String>,
     /// Share of the training samples held out for validation
     #[arg(long, value_name = "FRACTION")]
     valid: Option<f64>,
+    /// What the best epoch is chosen by, on the validation set
+    #[arg(long)]
+    metric: Option<Metric>,
     /// Leave parameters that match unchanged
     #[arg(long, value_name = "PATTERN")]
     freeze: Vec<String>,
@@ -94,6 +105,9 @@ pub struct Args {
     /// Steps between lines of metrics
     #[arg(long)]
     log_every: Option<usize>,
+    /// Epochs between models that are kept as epochs/N.onnx; 0: none
+    #[arg(long, value_name = "EPOCHS")]
+    keep_every: Option<usize>,
 }
 
 impl Args {
@@ -133,17 +147,21 @@ impl Args {
             label_noise,
             augment,
             valid,
+            metric,
             seed,
             shuffle
         );
-        set!(drop_last, checkpoint_every, log_every, loss);
+        set!(drop_last, checkpoint_every, log_every, keep_every, loss);
         r.steps = self.steps.or(r.steps);
+        r.train_samples = self.train_samples.or(r.train_samples);
+        r.fresh |= self.fresh;
         r.num_classes = self.num_classes.or(r.num_classes);
         if self.logits.is_some() {
             r.output.clone_from(&self.logits);
         }
         r.parameters.freeze.extend(self.freeze.iter().cloned());
         r.parameters.train_only.extend(self.train_only.iter().cloned());
+        r.text = self.text.apply(r.text);
         self.step.apply(&mut r.step, device)?;
         Ok(r)
     }
@@ -157,30 +175,38 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = args.recipe(global.device)?;
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // The second interruption ends the process at once.
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| Error::new(e.to_string()))?;
-    let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet };
+    let stop = stop_on_interruption()?;
+    let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: recipe.metric };
     let summary = train(&engine, &recipe, &out, args.resume.is_some(), &stop, &mut progress)?;
     progress.bar.finish_and_clear();
     let model = out.join("model.onnx");
     let verdict = verify(&engine, &model, None, recipe.batch_size.min(8), 1e-4);
     let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.2} %", v * 100.0));
     let mut text = format!(
-        "{} steps in {:.0} s\nvalidation accuracy  {} (epoch {})\ntest accuracy        {}\nweights              {}\n",
+        "{} steps in {:.0} s\nvalidation accuracy  {} (epoch {})\ntest accuracy        {}\n",
         summary.steps,
         summary.seconds,
         percent(summary.best_valid_accuracy),
         summary.best_epoch.map_or("–".into(), |e| (e + 1).to_string()),
         percent(summary.test_accuracy),
-        model.display(),
     );
+    let plain = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.4}"));
+    let (valid, test) = match recipe.metric {
+        Metric::Accuracy => (None, None),
+        Metric::F1 => (summary.best_valid_f1, summary.test_f1),
+        Metric::Matthews => (summary.best_valid_matthews, summary.test_matthews),
+    };
+    if recipe.metric != Metric::Accuracy {
+        let name = recipe.metric.title();
+        text += &format!(
+            "{:<21}{}\n{:<21}{}\n",
+            format!("validation {name}"),
+            plain(valid),
+            format!("test {name}"),
+            plain(test)
+        );
+    }
+    text += &format!("weights              {}\n", model.display());
     let mut value = serde_json::to_value(&summary).map_err(|e| Error::new(e.to_string()))?;
     match &verdict {
         Ok(v) => {
@@ -200,9 +226,28 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
 }
 
-struct Progress {
-    bar: ProgressBar,
-    quiet: bool,
+/// A flag that the first interruption sets.
+///
+/// # Errors
+/// When there is a handler already.
+pub(super) fn stop_on_interruption() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let handler = move || {
+        // The second interruption ends the process at once.
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(e.to_string()))?;
+    Ok(stop)
+}
+
+/// Shows a run on the terminal.
+pub(super) struct Progress {
+    pub(super) bar: ProgressBar,
+    pub(super) quiet: bool,
+    pub(super) metric: Metric,
 }
 
 impl Observer for Progress {
@@ -232,7 +277,15 @@ impl Observer for Progress {
         if self.quiet {
             return;
         }
-        let valid = r.valid_accuracy.map_or(String::new(), |v| format!(", validation {:.2} %", v * 100.0));
+        let mut valid = r.valid_accuracy.map_or(String::new(), |v| format!(", validation {:.2} %", v * 100.0));
+        let chosen = match self.metric {
+            Metric::Accuracy => None,
+            Metric::F1 => r.valid_f1,
+            Metric::Matthews => r.valid_matthews,
+        };
+        if let Some(v) = chosen {
+            valid += &format!(", {} {v:.4}", self.metric.title());
+        }
         let line = format!(
             "epoch {:>3}  loss {:.4}, training {:.2} %{valid}, {:.0} samples/s",
             r.epoch + 1,

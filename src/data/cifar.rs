@@ -67,6 +67,7 @@ fn open(dir: &Path, variant: &Variant) -> Result<Splits> {
         valid: None,
         test: Some(read(&dir, &[variant.test], variant)?),
         classes: class_names(&dir.join(variant.names), variant)?,
+        notes: Vec::new(),
     })
 }
 

@@ -36,7 +36,7 @@ pub(super) fn open(dir: &Path) -> Result<Splits> {
     };
     labelled.extend(test.iter().map(|(set, file)| (file.as_path(), set)));
     let classes = numbered_classes(&labelled)?;
-    Ok(Splits { train, valid: None, test: test.map(|(set, _)| set), classes })
+    Ok(Splits { train, valid: None, test: test.map(|(set, _)| set), classes, notes: Vec::new() })
 }
 
 /// The files of the folder, or of `raw` in it, where torchvision keeps them.

@@ -50,7 +50,7 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>) -> Result<Splits> {
         others.iter_mut().flatten().for_each(|(set, _)| keep_one_channel(set));
     }
     let [valid, test] = others.map(|part| part.map(|(set, _)| set));
-    Ok(Splits { train, valid, test, classes })
+    Ok(Splits { train, valid, test, classes, notes: Vec::new() })
 }
 
 /// What every image becomes.

@@ -16,6 +16,9 @@ mod npz;
 mod rng;
 mod spec;
 mod split;
+mod table;
+mod text;
+mod tokenize;
 
 pub use augment::Augment;
 pub use batch::{Batch, Buffer};
@@ -24,9 +27,11 @@ pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
 pub use normalize::Normalization;
 pub use npz::{read_npz, write_npz};
 pub use spec::Spec;
+pub use table::TableFormat;
+pub use text::TextOptions;
 
 use crate::error::{Error, Result};
-use crate::ir::Tensor;
+use crate::ir::{Declared, Dim, Tensor, Type};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -75,22 +80,31 @@ pub struct Splits {
     pub test: Option<Dataset>,
     /// Name of each class; labels as decimal numbers where the files have no names.
     pub classes: Vec<String>,
+    /// How the files were understood, where the user should know; a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Reads a data set into memory.
 ///
-/// `image_size` is (height, width) of the model's image input (see [`image_size`]). Only folders of images are resized
-/// to it here, for they mix sizes; the other formats are fitted batch by batch.
+/// `inputs` are the model's, as its file declares them. Folders of images are resized to the size that the first one asks for, as
+/// they mix sizes; texts are tokenized for the inputs that take tokens, as `text` says. The other formats are fitted batch by batch.
 ///
 /// # Errors
-/// When files are missing, damaged or empty, or a label is out of range; the error names the file.
-pub fn open(spec: &Spec, image_size: Option<(usize, usize)>) -> Result<Splits> {
+/// When files are missing, damaged or empty, or a label is out of range: the error names the file. Settings of text for other data,
+/// or none for text.
+pub fn open(spec: &Spec, inputs: &[(String, Declared)], text: Option<&TextOptions>) -> Result<Splits> {
+    if text.is_some() && !spec.is_text() {
+        return Err(Error::new("text columns or a tokenizer are given, but the data are no tables of text").hint(
+            "leave --text, --label, --tokenizer and --max-length away, or give tsv:PATH, csv:PATH or jsonl:PATH",
+        ));
+    }
     let (splits, place) = match spec {
         Spec::Cifar10(dir) => (cifar::open_cifar10(dir)?, dir),
         Spec::Cifar100(dir) => (cifar::open_cifar100(dir)?, dir),
         Spec::Idx(dir) => (idx::open(dir)?, dir),
-        Spec::Images(dir) => (images::open(dir, image_size)?, dir),
+        Spec::Images(dir) => (images::open(dir, declared_size(inputs))?, dir),
         Spec::Npz(file) => (npz::open(file)?, file),
+        Spec::Text(format, path) => (text::open(path, *format, text.unwrap_or(&TextOptions::default()), inputs)?, path),
     };
     let parts =
         [("training", Some(&splits.train)), ("validation", splits.valid.as_ref()), ("test", splits.test.as_ref())];
@@ -100,6 +114,14 @@ pub fn open(spec: &Spec, image_size: Option<(usize, usize)>) -> Result<Splits> {
         }
     }
     Ok(splits)
+}
+
+/// Height and width of the images that the first input takes, where its file fixes them.
+fn declared_size(inputs: &[(String, Declared)]) -> Option<(usize, usize)> {
+    let (_, declared) = inputs.first()?;
+    let size = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { 0 };
+    let shape: Vec<usize> = declared.dims.as_ref()?.iter().map(size).collect();
+    image_size(&Type::new(declared.dtype, &shape)).filter(|(h, w)| *h > 0 && *w > 0)
 }
 
 impl Images {

@@ -25,7 +25,7 @@ pub(super) fn open(path: &Path) -> Result<Splits> {
     let sets: Vec<(&Path, &Dataset)> =
         [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().map(|s| (path, s)).collect();
     let classes = numbered_classes(&sets)?;
-    Ok(Splits { train, valid, test, classes })
+    Ok(Splits { train, valid, test, classes, notes: Vec::new() })
 }
 
 /// Every array of an npz file, by name.

@@ -11,6 +11,7 @@ pub(super) enum Use {
     Augment = 2,
     Split = 3,
     LabelNoise = 4,
+    Sample = 5,
 }
 
 /// The stream for one use, epoch and position (of a sample in the epoch, or 0) under the user's seed.

@@ -1,5 +1,6 @@
 //! How a data set is named on the command line and in recipes: `FORMAT:PATH`.
 
+use super::TableFormat;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,12 @@ pub enum Spec {
     Images(PathBuf),
     /// `npz:FILE`, NumPy arrays named as the model's inputs, with `labels`.
     Npz(PathBuf),
+    /// `tsv:PATH`, `csv:PATH` or `jsonl:PATH`, labelled texts or pairs of texts.
+    Text(TableFormat, PathBuf),
 }
 
-const HINT: &str = "give one of cifar10:DIR, cifar100:DIR, idx:DIR, images:DIR, npz:FILE";
+const HINT: &str =
+    "give one of cifar10:DIR, cifar100:DIR, idx:DIR, images:DIR, npz:FILE, tsv:PATH, csv:PATH, jsonl:PATH";
 
 impl FromStr for Spec {
     type Err = Error;
@@ -39,9 +43,10 @@ impl FromStr for Spec {
             "idx" => Ok(Self::Idx(path)),
             "images" => Ok(Self::Images(path)),
             "npz" => Ok(Self::Npz(path)),
-            "tsv" | "csv" => Err(Error::new(format!("text data (`{format}:`) cannot be read yet"))
-                .hint("tokenize it into an .npz file with the model's inputs and `labels`, and give npz:FILE")),
-            _ => Err(Error::new(format!("unknown data format `{format}`")).hint(HINT)),
+            _ => match TableFormat::ALL.into_iter().find(|f| f.name() == format) {
+                Some(table) => Ok(Self::Text(table, path)),
+                None => Err(Error::new(format!("unknown data format `{format}`")).hint(HINT)),
+            },
         }
     }
 }
@@ -50,8 +55,18 @@ impl Spec {
     /// The folder or file.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Cifar10(path) | Self::Cifar100(path) | Self::Idx(path) | Self::Images(path) | Self::Npz(path) => path,
+            Self::Cifar10(path)
+            | Self::Cifar100(path)
+            | Self::Idx(path)
+            | Self::Images(path)
+            | Self::Npz(path)
+            | Self::Text(_, path) => path,
         }
+    }
+
+    /// Whether the data are texts, which need a tokenizer.
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text(..))
     }
 }
 
@@ -64,6 +79,7 @@ impl fmt::Display for Spec {
             Self::Idx(_) => "idx",
             Self::Images(_) => "images",
             Self::Npz(_) => "npz",
+            Self::Text(format, _) => format.name(),
         };
         write!(f, "{format}:{}", self.path().display())
     }
@@ -75,14 +91,16 @@ mod tests {
 
     #[test]
     fn specs_round_trip() {
-        for text in ["cifar10:a", "cifar100:a/b", "idx:/x", "images:C:\\pics", "npz:a:b.npz"] {
+        for text in
+            ["cifar10:a", "cifar100:a/b", "idx:/x", "images:C:\\pics", "npz:a:b.npz", "tsv:a", "csv:b.csv", "jsonl:c"]
+        {
             assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn bad_specs_say_what_is_supported() {
-        for text in ["data", "cifar10:", "tsv:a.tsv", "csv:a.csv", "parquet:a"] {
+        for text in ["data", "cifar10:", "tsv:", "parquet:a"] {
             let e = text.parse::<Spec>().unwrap_err();
             assert!(e.hint_text().is_some_and(|h| h.contains("npz:FILE")), "{e}");
         }

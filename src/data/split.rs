@@ -33,6 +33,21 @@ impl Splits {
 }
 
 impl Dataset {
+    /// A uniformly random choice of `n` samples, in the order of the file.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn sample(&self, n: usize, seed: u64) -> Result<Self> {
+        let total = self.len();
+        if n > total {
+            return Err(Error::new(format!("{n} training samples are asked for, but there are {total}")));
+        }
+        let mut chosen = permutation(total, stream(seed, Use::Sample, 0, 0));
+        chosen.truncate(n);
+        chosen.sort_unstable();
+        self.select(&chosen)
+    }
+
     /// Symmetric label noise, for training labels only: `fraction` of the samples (rounded, chosen without replacement)
     /// get a class drawn uniformly from all `classes`. As usual the true class may be drawn again, so about
     /// fraction · (1 − 1/classes) of the labels end up wrong. Returns how many did.
@@ -80,7 +95,7 @@ mod tests {
     }
 
     fn splits(n: usize) -> Splits {
-        Splits { train: dataset(n), valid: None, test: None, classes: Vec::new() }
+        Splits { train: dataset(n), valid: None, test: None, classes: Vec::new(), notes: Vec::new() }
     }
 
     #[test]
@@ -102,6 +117,17 @@ mod tests {
         b.split_validation(0.29, 8).unwrap();
         assert_ne!(a, b);
         assert_eq!(a.split_validation(0.5, 7).unwrap(), 0, "there is a validation set already");
+    }
+
+    #[test]
+    fn a_sample_has_no_sample_twice() {
+        let all = dataset(100);
+        let some = all.sample(30, 1).unwrap();
+        assert_eq!(some.len(), 30);
+        assert!(some.labels.windows(2).all(|l| l[0] < l[1]));
+        assert_ne!(some, all.sample(30, 2).unwrap());
+        assert_eq!(all.sample(100, 1).unwrap(), all);
+        assert!(all.sample(101, 1).unwrap_err().to_string().contains("there are 100"));
     }
 
     #[test]

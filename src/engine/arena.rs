@@ -58,7 +58,15 @@ impl Layout {
     /// # Errors
     /// When a tensor has another number of elements than its place.
     pub fn pack(&self, tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
-        let mut flat = vec![0.0; self.len];
+        self.pack_over(0.0, tensors)
+    }
+
+    /// As [`Layout::pack`], with another value in the gaps.
+    ///
+    /// # Errors
+    /// When a tensor has another number of elements than its place.
+    pub fn pack_over(&self, gap: f32, tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
+        let mut flat = vec![gap; self.len];
         for (i, tensor) in tensors.iter().enumerate() {
             let n = self.shapes[i].iter().product::<usize>();
             if tensor.len() != n {

@@ -8,6 +8,7 @@
 
 pub mod arena;
 pub mod binding;
+mod buffers;
 mod cuda;
 mod find;
 mod kernels;

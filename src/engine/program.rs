@@ -7,15 +7,15 @@
 
 use super::arena::{Buffer, Layout, Memory};
 use super::binding::Binding;
+use super::buffers::{Buffers, FlatStage, Gradient, Sides};
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
 use crate::step::stages::{
-    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, statistics_stage, update_stage,
+    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, start_stage, statistics_stage, update_stage,
 };
 use crate::step::update::Ending;
 use crate::step::{Base, StepOptions};
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -67,14 +67,6 @@ pub struct State {
     pub steps: u64,
 }
 
-/// Which buffer of each pair holds the current values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Sides {
-    theta: usize,
-    stats: usize,
-    sum: usize,
-}
-
 /// The direction of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -96,47 +88,6 @@ struct GradStage {
     batch: usize,
 }
 
-/// Which gradient a stage works on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gradient {
-    /// The last ascent pass's.
-    Ascent,
-    /// The last descent pass's.
-    Descent,
-    /// The sum over micro-batches.
-    Total,
-}
-
-/// A stage on flat buffers.
-struct FlatStage {
-    session: Session,
-    graph: Graph,
-    gradient: Gradient,
-    bindings: BTreeMap<Sides, Binding>,
-}
-
-impl FlatStage {
-    fn new(engine: &Engine, graph: Graph, gradient: Gradient) -> Result<Self> {
-        Ok(Self { session: engine.compile(&graph)?, graph, gradient, bindings: BTreeMap::new() })
-    }
-
-    fn run(&mut self, buffers: &Buffers, sides: Sides) -> Result<()> {
-        if !self.bindings.contains_key(&sides) {
-            let mut b = self.session.binding()?;
-            for v in &self.graph.inputs {
-                let name = &self.graph[*v].name;
-                b.input(name, buffers.of(name, sides, self.gradient)?, 0, self.graph.ty(*v)?)?;
-            }
-            for v in &self.graph.outputs {
-                let name = &self.graph[*v].name;
-                b.output(name, buffers.of(name, sides, self.gradient)?, 0, self.graph.ty(*v)?)?;
-            }
-            self.bindings.insert(sides, b);
-        }
-        self.session.run_bound(&self.bindings[&sides])
-    }
-}
-
 /// The compiled step of one model, with its state.
 pub struct Program {
     engine: Engine,
@@ -148,6 +99,7 @@ pub struct Program {
     layout: Layout,
     stat_layout: Layout,
     grads: Vec<GradStage>,
+    start: Option<FlatStage>,
     perturb: Option<FlatStage>,
     statistics: Option<FlatStage>,
     accumulate: Option<FlatStage>,
@@ -159,102 +111,6 @@ pub struct Program {
     steps: u64,
     /// Wall time per stage since the start.
     pub times: StageTimes,
-}
-
-struct Buffers {
-    memory: Memory,
-    theta: [Buffer; 2],
-    grad: Buffer,
-    /// The same as `grad`, unless both gradients are needed at once.
-    ascent_grad: Buffer,
-    sum: [Buffer; 2],
-    keep: Buffer,
-    share: Buffer,
-    optimizer: Vec<[Buffer; 2]>,
-    stats: [Buffer; 2],
-    batch_stats: Buffer,
-    stat_rate: Buffer,
-    is_weight: Buffer,
-    lr: Buffer,
-    rho: Buffer,
-    bias1: Buffer,
-    bias2: Buffer,
-    phase: Buffer,
-    loss: Buffer,
-    correct: Buffer,
-}
-
-impl Buffers {
-    fn new(memory: Memory, layout: &Layout, stat_layout: &Layout, options: &StepOptions) -> Result<Self> {
-        let vector = || memory.zeros(layout.len() * 4);
-        let stats = || memory.zeros(stat_layout.len() * 4);
-        let scalar = || memory.zeros(4);
-        let grad = vector()?;
-        let mut optimizer: Vec<[Buffer; 2]> =
-            (0..options.states()).map(|_| Ok([vector()?, vector()?])).collect::<Result<_>>()?;
-        // LookSAM's direction stays where it is until the next one replaces it.
-        if let Some([kept, other]) = optimizer.last_mut().filter(|_| options.period > 1) {
-            *other = kept.clone();
-        }
-        let sum = if options.micro_batch.is_some() { [vector()?, vector()?] } else { [grad.clone(), grad.clone()] };
-        Ok(Self {
-            theta: [vector()?, vector()?],
-            ascent_grad: if options.compares_gradients() { vector()? } else { grad.clone() },
-            grad,
-            sum,
-            keep: scalar()?,
-            share: scalar()?,
-            optimizer,
-            stats: [stats()?, stats()?],
-            batch_stats: stats()?,
-            stat_rate: stats()?,
-            is_weight: vector()?,
-            lr: scalar()?,
-            rho: scalar()?,
-            bias1: scalar()?,
-            bias2: scalar()?,
-            phase: scalar()?,
-            loss: scalar()?,
-            correct: scalar()?,
-            memory,
-        })
-    }
-
-    /// The buffer of a flat stage's input or output.
-    fn of(&self, name: &str, sides: Sides, gradient: Gradient) -> Result<&Buffer> {
-        let (side, other) = (sides.theta, 1 - sides.theta);
-        Ok(match name {
-            names::THETA => &self.theta[side],
-            names::THETA_OUT => &self.theta[other],
-            names::GRAD => match gradient {
-                Gradient::Ascent => &self.ascent_grad,
-                Gradient::Descent => &self.grad,
-                Gradient::Total => &self.sum[sides.sum],
-            },
-            names::ASCENT_GRAD => &self.ascent_grad,
-            names::SUM => &self.sum[sides.sum],
-            names::SUM_OUT => &self.sum[1 - sides.sum],
-            names::KEEP => &self.keep,
-            names::SHARE => &self.share,
-            names::STATS => &self.stats[sides.stats],
-            names::STATS_OUT => &self.stats[1 - sides.stats],
-            names::BATCH_STATS => &self.batch_stats,
-            names::STAT_RATE => &self.stat_rate,
-            names::IS_WEIGHT => &self.is_weight,
-            names::LR => &self.lr,
-            names::RHO => &self.rho,
-            names::BIAS1 => &self.bias1,
-            names::BIAS2 => &self.bias2,
-            _ => {
-                let state = (0..self.optimizer.len()).find_map(|i| match name {
-                    n if n == names::state(i) => Some(&self.optimizer[i][side]),
-                    n if n == names::state_out(i) => Some(&self.optimizer[i][other]),
-                    _ => None,
-                });
-                state.ok_or_else(|| Error::new(format!("no buffer is called `{name}`")))?
-            }
-        })
-    }
 }
 
 impl Program {
@@ -277,6 +133,7 @@ impl Program {
         buffers.is_weight.write_f32(&layout.pack(&weights)?)?;
         let flat = |graph: Option<Graph>, of: Gradient| graph.map(|g| FlatStage::new(engine, g, of)).transpose();
         let len = layout.len();
+        let start = flat(start_stage(len, options)?, Gradient::Ascent)?;
         let perturb = flat(perturb_stage(len, options)?, Gradient::Ascent)?;
         let statistics = flat(statistics_stage(stat_layout.len())?, Gradient::Descent)?;
         let accumulate = flat(accumulate_stage(len, options)?, Gradient::Descent)?;
@@ -292,6 +149,7 @@ impl Program {
             layout,
             stat_layout,
             grads: Vec::new(),
+            start,
             perturb,
             statistics,
             accumulate,
@@ -315,7 +173,9 @@ impl Program {
         Ok(State {
             params: self.params.iter().map(|p| value(&stages.grad, &p.name)).collect::<Result<_>>()?,
             stats: self.stats.iter().map(|s| value(&stages.eval, &s.slot.name)).collect::<Result<_>>()?,
-            optimizer: vec![self.layout.unpack(&vec![0.0; self.layout.len()]); self.options.states()],
+            optimizer: (self.options.initial_states().iter())
+                .map(|value| self.layout.unpack(&vec![*value; self.layout.len()]))
+                .collect(),
             steps: 0,
         })
     }
@@ -430,8 +290,9 @@ impl Program {
         for first in (0..n).step_by(micro.max(1)) {
             let part = first..(first + micro).min(n);
             let share = part.len() as f32 / n as f32;
-            let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, first / micro));
-            losses.add(self.gradient_at(inputs, labels, part, climbs, choice)?, share);
+            let number = first / micro;
+            let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, number));
+            losses.add(self.gradient_at(inputs, labels, part, number, climbs, choice)?, share);
             if let Some(stage) = &mut self.accumulate {
                 self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
                 self.buffers.share.write_f32(&[share])?;
@@ -455,13 +316,14 @@ impl Program {
         Ok(losses)
     }
 
-    /// The gradient of a micro-batch, after its perturbation, of some parameters by `choice`, if it `climbs`. Running statistics
-    /// move with the first pass.
+    /// The gradient of micro-batch `number`, after its perturbation, of some parameters by `choice`, if it `climbs`. Running
+    /// statistics move with the first pass.
     fn gradient_at(
         &mut self,
         inputs: &[&[u8]],
         labels: &[i64],
         part: Range<usize>,
+        number: usize,
         climbs: bool,
         choice: Option<usize>,
     ) -> Result<Losses> {
@@ -479,7 +341,9 @@ impl Program {
         let mut ascent = None;
         let mut at = here;
         if climbs {
-            ascent = Some(self.pass(which, here, Way::Up, choice)?);
+            let start = if self.start.is_some() { there } else { here };
+            self.start_at_random(number)?;
+            ascent = Some(self.pass(which, start, Way::Up, choice)?);
             self.move_statistics()?;
             correct = Some(correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?);
             let before = (second < rows.len()).then(|| self.grads[which].scores.read_f32(rows.len())).transpose()?;
@@ -502,6 +366,26 @@ impl Program {
         }
         let correct = correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?;
         Ok(Losses { ascent, descent, correct })
+    }
+
+    /// Moves to where the ascent of micro-batch `number` starts, in the other parameter buffer, if that is random.
+    fn start_at_random(&mut self, number: usize) -> Result<()> {
+        let Some(stage) = &mut self.start else { return Ok(()) };
+        let started = Instant::now();
+        let sizes: Vec<usize> = self.params.iter().map(|p| p.shape.iter().product()).collect();
+        let noise = self.options.noise(self.steps, number, sizes.iter().sum());
+        let mut tensors = split(&noise, &sizes);
+        if self.options.base == Base::Bsam {
+            let scale = (self.options.data_size as f32).sqrt().recip();
+            tensors.iter_mut().flatten().for_each(|n| *n *= scale);
+        } else {
+            let theta = self.layout.unpack(&self.buffers.theta[self.sides.theta].read_f32(self.layout.len())?);
+            scale_by_filters(&mut tensors, &theta, &self.params, self.options.start_sigma);
+        }
+        self.buffers.noise.write_f32(&self.layout.pack(&tensors)?)?;
+        stage.run(&self.buffers, self.sides)?;
+        self.times.perturb += started.elapsed();
+        Ok(())
     }
 
     /// Hands these rows of a batch to the stage of that size, and returns which it is.
@@ -578,6 +462,35 @@ impl Program {
         ))
     }
 
+    /// The gradient of the ascent on a batch at the current weights, where [`Program::perturb`] goes along it.
+    ///
+    /// # Errors
+    /// As [`Program::step`].
+    pub fn ascend(&mut self, inputs: &[&[u8]], labels: &[i64]) -> Result<f32> {
+        let which = self.feed(inputs, labels, &(0..labels.len()).collect::<Vec<_>>())?;
+        self.pass(which, self.sides.theta, Way::Up, None)
+    }
+
+    /// Moves the perturbed weights to a distance of `rho` along the last ascent's gradient.
+    ///
+    /// # Errors
+    /// A node that fails.
+    pub fn perturb(&mut self, rho: f32) -> Result<()> {
+        self.buffers.rho.write_f32(&[rho])?;
+        match &mut self.perturb {
+            Some(stage) => stage.run(&self.buffers, self.sides),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the perturbed weights.
+    ///
+    /// # Errors
+    /// Tensors that are not those of the parameters.
+    pub fn set_perturbed(&mut self, params: &[Vec<f32>]) -> Result<()> {
+        self.buffers.theta[1 - self.sides.theta].write_f32(&self.layout.pack(params)?)
+    }
+
     /// The gradient of the last pass, per parameter.
     ///
     /// # Errors
@@ -614,8 +527,9 @@ impl Program {
         let side = self.sides.theta;
         self.buffers.theta[side].write_f32(&self.layout.pack(&state.params)?)?;
         self.buffers.stats[self.sides.stats].write_f32(&self.stat_layout.pack(&state.stats)?)?;
-        for (buffer, values) in self.buffers.optimizer.iter().zip(&state.optimizer) {
-            buffer[side].write_f32(&self.layout.pack(values)?)?;
+        let gaps = self.options.initial_states();
+        for ((buffer, values), gap) in self.buffers.optimizer.iter().zip(&state.optimizer).zip(gaps) {
+            buffer[side].write_f32(&self.layout.pack_over(gap, values)?)?;
         }
         self.steps = state.steps;
         Ok(())
@@ -663,15 +577,27 @@ impl Program {
         Ok(Evaluation { session, bindings, inputs, logits, len: ty.len() })
     }
 
-    /// Logits of a batch at the current weights, in evaluation mode: [N, K] row by row.
+    /// Logits of a batch, by the `eval` stage, at the current weights: [N, K] row by row.
     ///
     /// # Errors
     /// A node that fails.
     pub fn evaluate(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
+        self.logits_at(self.sides.theta, evaluation, inputs)
+    }
+
+    /// As [`Program::evaluate`], at the perturbed weights.
+    ///
+    /// # Errors
+    /// A node that fails.
+    pub fn evaluate_perturbed(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
+        self.logits_at(1 - self.sides.theta, evaluation, inputs)
+    }
+
+    fn logits_at(&self, side: usize, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
         for (buffer, bytes) in evaluation.inputs.iter().zip(inputs) {
             buffer.write(0, bytes)?;
         }
-        evaluation.session.run_bound(&evaluation.bindings[self.sides.theta][self.sides.stats])?;
+        evaluation.session.run_bound(&evaluation.bindings[side][self.sides.stats])?;
         evaluation.logits.read_f32(evaluation.len)
     }
 }
@@ -684,6 +610,31 @@ pub struct Evaluation {
     inputs: Vec<Buffer>,
     logits: Buffer,
     len: usize,
+}
+
+/// Consecutive parts of these sizes.
+pub fn split(flat: &[f32], sizes: &[usize]) -> Vec<Vec<f32>> {
+    let mut rest = flat;
+    let part = |size: &usize| {
+        let (part, after) = rest.split_at((*size).min(rest.len()));
+        rest = after;
+        part.to_vec()
+    };
+    sizes.iter().map(part).collect()
+}
+
+/// Scales standard normal noise by `sigma` times the root mean square of each filter: a slice of a weight along its first axis, any
+/// other parameter as a whole.
+pub fn scale_by_filters(noise: &mut [Vec<f32>], weights: &[Vec<f32>], params: &[Slot], sigma: f32) {
+    for ((noise, weights), p) in noise.iter_mut().zip(weights).zip(params) {
+        let filters = if p.shape.len() > 1 { p.shape[0] } else { 1 };
+        let len = (weights.len() / filters.max(1)).max(1);
+        for (noise, filter) in noise.chunks_mut(len).zip(weights.chunks(len)) {
+            let squares: f64 = filter.iter().map(|w| f64::from(*w).powi(2)).sum();
+            let scale = sigma * (squares / len as f64).sqrt() as f32;
+            noise.iter_mut().for_each(|n| *n *= scale);
+        }
+    }
 }
 
 /// Copies these rows of `len` bytes each to the start of a buffer.

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +28,8 @@ pub enum Base {
     Sgd,
     /// AdamW, Loshchilov & Hutter 2019, as `torch.optim.AdamW`: weight decay is decoupled.
     Adamw,
+    /// Bayesian SAM, Möllenhoff & Khan 2023, algorithm 1: Adam-like, its precisions also scale noise and perturbation.
+    Bsam,
 }
 
 /// What the `grad` stage is made of.
@@ -39,6 +42,9 @@ pub enum Kernels {
     #[default]
     Fused,
 }
+
+/// What tells the seed of noise from that of other random choices.
+const NOISE: u64 = u64::from_be_bytes(*b"noise\0\0\0");
 
 /// Choices of parameters that SWP draws from.
 pub const SUBSETS: usize = 4;
@@ -88,7 +94,10 @@ pub struct StepOptions {
     pub momentum: f32,
     /// Nesterov momentum for SGD.
     pub nesterov: bool,
-    /// Weight decay, on every parameter.
+    /// Standard deviation of the noise that the ascent starts from, relative to the root mean square of each filter (slice along
+    /// the first axis of a weight, other parameters as a whole): R-SAM, Liu et al. 2022. 0 starts at the weights.
+    pub start_sigma: f32,
+    /// Weight decay, on every parameter. For bSAM the prior's precision divided by the number of training samples.
     pub weight_decay: f32,
     /// First moment decay of AdamW.
     pub beta1: f32,
@@ -96,6 +105,13 @@ pub struct StepOptions {
     pub beta2: f32,
     /// Denominator offset of AdamW.
     pub eps: f32,
+    /// Damping of bSAM's precisions.
+    pub damping: f32,
+    /// bSAM's precisions before the first step.
+    pub initial_precision: f32,
+    /// Number of training samples, by which bSAM scales its noise; a run sets it.
+    #[serde(skip)]
+    pub data_size: usize,
     /// Probability mass spread evenly over the K − 1 other classes in the descent loss.
     pub label_smoothing: f32,
     /// Largest global L2 norm of the descent gradient.
@@ -103,6 +119,9 @@ pub struct StepOptions {
     /// What the `grad` stage is made of.
     pub kernels: Kernels,
 }
+
+/// Training samples of CIFAR.
+const CIFAR: usize = 50_000;
 
 /// The paper's settings for CIFAR: BiSAM's defaults without a perturbation.
 impl Default for StepOptions {
@@ -123,6 +142,7 @@ impl Default for StepOptions {
             gsam_alpha: 0.0,
             period: 1,
             look_alpha: 0.7,
+            start_sigma: 0.0,
             base: Base::Sgd,
             momentum: 0.9,
             nesterov: false,
@@ -130,6 +150,9 @@ impl Default for StepOptions {
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
+            damping: 0.1,
+            initial_precision: 1.0,
+            data_size: CIFAR,
             label_smoothing: 0.1,
             clip_norm: None,
             kernels: Kernels::default(),
@@ -169,11 +192,15 @@ pub enum Preset {
     Esam,
     /// BiSAM (−log) on some of the weights, whose descent sees some of the samples.
     EBisam,
+    /// SAM whose ascent starts from a random place near the weights.
+    Rsam,
+    /// Bayesian SAM.
+    Bsam,
 }
 
 impl Preset {
     /// Every preset with its name.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Sgd, "sgd"),
         (Self::Sam, "sam"),
         (Self::Bisam, "bisam"),
@@ -188,15 +215,23 @@ impl Preset {
         (Self::Looksam, "looksam"),
         (Self::Esam, "esam"),
         (Self::EBisam, "e-bisam"),
+        (Self::Rsam, "rsam"),
+        (Self::Bsam, "bsam"),
     ];
 
     /// The settings it stands for.
     pub fn options(self) -> StepOptions {
         let ascent = match self {
             Self::Sgd | Self::Adamw => None,
-            Self::Sam | Self::Asam | Self::Msam | Self::Gsam | Self::Ksam | Self::Looksam | Self::Esam => {
-                Some(Ascent::CrossEntropy)
-            }
+            Self::Sam
+            | Self::Asam
+            | Self::Msam
+            | Self::Gsam
+            | Self::Ksam
+            | Self::Looksam
+            | Self::Esam
+            | Self::Rsam
+            | Self::Bsam => Some(Ascent::CrossEntropy),
             Self::Bisam | Self::ABisam | Self::MBisam | Self::EBisam => Some(Ascent::NegLog),
             Self::BisamTanh => Some(Ascent::Tanh),
         };
@@ -211,6 +246,9 @@ impl Preset {
             Self::Looksam => options.period = 5,
             // As the script of ESAM's authors runs it.
             Self::Esam | Self::EBisam => (options.swp_beta, options.sds_gamma) = (0.6, 0.5),
+            Self::Rsam => options.start_sigma = 0.05,
+            // As the script of bSAM's authors, whose prior precision is 40; it goes with a learning rate of 0.5.
+            Self::Bsam => (options.base, options.rho, options.weight_decay) = (Base::Bsam, 0.01, 8e-4),
             Self::Sgd | Self::Sam | Self::Bisam => {}
         }
         options
@@ -261,6 +299,9 @@ impl StepOptions {
             ("sds-gamma", self.sds_gamma, self.sds_gamma > 0.0 && self.sds_gamma <= 1.0, "in (0, 1]"),
             ("swp-beta", self.swp_beta, self.swp_beta > 0.0 && self.swp_beta <= 1.0, "in (0, 1]"),
             ("gsam-alpha", self.gsam_alpha, self.gsam_alpha >= 0.0, "at least 0"),
+            ("start-sigma", self.start_sigma, self.start_sigma >= 0.0, "at least 0"),
+            ("damping", self.damping, self.damping > 0.0, "greater than 0"),
+            ("initial-precision", self.initial_precision, self.initial_precision > 0.0, "greater than 0"),
             ("look-alpha", self.look_alpha, self.look_alpha >= 0.0, "at least 0"),
         ];
         if let Some((name, value, _, want)) = shares.iter().find(|(_, v, ok, _)| !ok || !v.is_finite()) {
@@ -273,9 +314,25 @@ impl StepOptions {
         let together = |what: &str, why: &str| Err(Error::new(format!("{what} cannot be combined: {why}")));
         let (selects, surrogate, looks) = (self.selects(), self.gsam_alpha > 0.0, self.period > 1);
         let partial = self.swp_beta < 1.0;
-        if self.ascent.is_none() && (self.sds_gamma < 1.0 || partial || surrogate || looks || self.adaptive) {
-            return Err(Error::new("sds-gamma, swp-beta, gsam-alpha, period and adaptive need a perturbation")
-                .hint("choose one with --ascent, or a preset such as sam or bisam"));
+        let bayesian = self.base == Base::Bsam;
+        let random = self.starts_at_random();
+        if self.ascent.is_none() && (self.sds_gamma < 1.0 || partial || surrogate || looks || self.adaptive || random) {
+            return Err(Error::new(
+                "sds-gamma, swp-beta, gsam-alpha, period, start-sigma, adaptive and the base bsam need a perturbation",
+            )
+            .hint("choose one with --ascent, or a preset such as sam or bisam"));
+        }
+        if bayesian && (self.adaptive || partial || surrogate || looks || self.start_sigma > 0.0) {
+            return together(
+                "the base bsam with adaptive, swp-beta, gsam-alpha, period or start-sigma",
+                "its precisions decide the noise and the perturbation",
+            );
+        }
+        if random && self.sds_gamma < 1.0 {
+            return together(
+                "sds-gamma with start-sigma or the base bsam",
+                "it compares the loss with that at the weights, where the ascent does not start",
+            );
         }
         if self.top_k.is_some() && self.sds_gamma < 1.0 {
             return together("top-k and sds-gamma", "each chooses the samples of the descent");
@@ -301,6 +358,33 @@ impl StepOptions {
         Ok(())
     }
 
+    /// Names of all settings, as recipes have them.
+    pub fn keys() -> Vec<String> {
+        let all = Self {
+            ascent: Some(Ascent::Tanh),
+            micro_batch: Some(1),
+            top_k: Some(1),
+            clip_norm: Some(1.0),
+            ..Self::default()
+        };
+        match serde_json::to_value(all) {
+            Ok(serde_json::Value::Object(settings)) => settings.into_iter().map(|(name, _)| name).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes another ascent or base optimizer, with the settings that are usual for it.
+    pub fn choose(&mut self, ascent: Option<Ascent>, base: Option<Base>) {
+        self.ascent = ascent.or(self.ascent);
+        if ascent == Some(Ascent::Tanh) {
+            self.mu = 10.0;
+        }
+        self.base = base.unwrap_or(self.base);
+        if base == Some(Base::Adamw) {
+            self.weight_decay = 0.01;
+        }
+    }
+
     /// Whether samples are scored, and some left out.
     pub fn selects(&self) -> bool {
         self.top_k.is_some() || self.sds_gamma < 1.0
@@ -308,7 +392,21 @@ impl StepOptions {
 
     /// Whether the gradient of the ascent is needed after that of the descent is known.
     pub fn compares_gradients(&self) -> bool {
-        self.gsam_alpha > 0.0 || self.period > 1
+        self.gsam_alpha > 0.0 || self.period > 1 || self.base == Base::Bsam
+    }
+
+    /// Whether the ascent starts from a random place near the weights.
+    pub fn starts_at_random(&self) -> bool {
+        self.start_sigma > 0.0 || self.base == Base::Bsam
+    }
+
+    /// Standard normal noise for `n` parameter elements, for the start of micro-batch `part` of step `step`.
+    pub fn noise(&self, step: u64, part: usize, n: usize) -> Vec<f32> {
+        let mut key = [0; 32];
+        for (word, value) in key.chunks_exact_mut(8).zip([self.seed, NOISE, step, part as u64]) {
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        StandardNormal.sample_iter(ChaCha8Rng::from_seed(key)).take(n).collect()
     }
 
     /// The choices of parameters, out of `n`, that a run with SWP draws from: each parameter is in with probability β, and
@@ -353,10 +451,20 @@ impl StepOptions {
 
     /// Number of optimizer state vectors, each as long as the parameters; the last is LookSAM's direction.
     pub fn states(&self) -> usize {
-        let base = match self.base {
-            Base::Sgd => usize::from(self.momentum != 0.0),
-            Base::Adamw => 2,
+        self.initial_states().len()
+    }
+
+    /// What each optimizer state is filled with before the first step.
+    pub fn initial_states(&self) -> Vec<f32> {
+        let mut states = match self.base {
+            Base::Sgd if self.momentum == 0.0 => Vec::new(),
+            Base::Sgd => vec![0.0],
+            Base::Adamw => vec![0.0; 2],
+            Base::Bsam => vec![0.0, self.initial_precision],
         };
-        base + usize::from(self.period > 1)
+        if self.period > 1 {
+            states.push(0.0);
+        }
+        states
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ascent::ascent_loss;
 use super::gradient::output;
-use super::options::{Ascent, Kernels, StepOptions};
+use super::options::{Ascent, Base, Kernels, StepOptions};
 use super::update::Ending;
 use super::{loss, perturb, update};
 use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
@@ -39,6 +39,12 @@ pub mod names {
     pub const SUM: &str = "sum";
     /// The sum with another micro-batch, f32 `[P]`.
     pub const SUM_OUT: &str = "sum_out";
+    /// Sum of the micro-batches' |ascent gradient| so far, f32 `[P]`.
+    pub const SIZE_SUM: &str = "size_sum";
+    /// That sum with another micro-batch, f32 `[P]`.
+    pub const SIZE_SUM_OUT: &str = "size_sum_out";
+    /// Where the ascent starts, from the parameters, f32 `[P]`.
+    pub const NOISE: &str = "noise";
     /// 0 before the first micro-batch, then 1, f32 scalar.
     pub const KEEP: &str = "keep";
     /// Share of the batch that the micro-batch is, f32 scalar.
@@ -221,10 +227,20 @@ pub struct Stages {
 /// # Errors
 /// A node without a gradient rule on the way to a parameter, or parameters that are not f32.
 pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
+    let stages = build_in(prepared, options, Mode::Train)?;
+    let eval = eval_stage(prepared, &stages.params, &stages.stats, Mode::Eval)?;
+    Ok(Stages { eval, ..stages })
+}
+
+/// As [`build`], with normalization and dropout in `mode` in every stage, `eval` too: for probing a model, not for training.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Result<Stages> {
     options.validate()?;
     let mut graph = prepared.graph.clone();
     lower(&mut graph)?;
-    let norms = set_mode(&mut graph, Mode::Train)?;
+    let norms = set_mode(&mut graph, mode)?;
     if options.kernels == Kernels::Fused {
         fuse(&mut graph)?;
     }
@@ -265,7 +281,7 @@ pub fn build(prepared: &Prepared, options: &StepOptions) -> Result<Stages> {
     };
     let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
     let subsets = chosen.map(subset).collect::<Result<_>>()?;
-    let eval = eval_stage(prepared, &params, &stats)?;
+    let eval = eval_stage(prepared, &params, &stats, mode)?;
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
     Ok(Stages { grad: graph, subsets, score, eval, params, stats, classes, inputs, labels, phase })
@@ -468,12 +484,12 @@ fn score_stage(graph: &mut Graph, logits: ValueId, labels: ValueId, correct: Val
 /// # Errors
 /// A graph that is not concretized.
 pub fn evaluation_stage(prepared: &Prepared) -> Result<Graph> {
-    eval_stage(prepared, &[], &[])
+    eval_stage(prepared, &[], &[], Mode::Eval)
 }
 
-fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Result<Graph> {
+fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot], mode: Mode) -> Result<Graph> {
     let mut graph = prepared.graph.clone();
-    set_mode(&mut graph, Mode::Eval)?;
+    set_mode(&mut graph, mode)?;
     keep_statistics(&mut graph, stats);
     for v in graph.params() {
         if !params.iter().any(|p| p.name == graph[v].name) {
@@ -484,6 +500,9 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot]) -> Resul
     graph.outputs.clear();
     let logits = matrix(&mut graph, prepared.logits, classes);
     output(&mut graph, names::LOGITS, logits);
+    if mode == Mode::Train {
+        lower_batch_norm(&mut graph)?;
+    }
     graph.remove_dead_nodes();
     if let Some(labels) = prepared.loss.and_then(|l| l.labels) {
         let unread = Tensor::full(graph.ty(labels)?.dtype, &graph.ty(labels)?.shape.clone(), 0.0);
@@ -556,6 +575,20 @@ pub fn perturb_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>>
     Ok(Some(flat.graph))
 }
 
+/// Builds `start` for `len` parameter elements; none where the ascent starts at the parameters.
+///
+/// # Errors
+/// Never for valid options.
+pub fn start_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
+    if !options.starts_at_random() {
+        return Ok(None);
+    }
+    let mut flat = Flat::new("start", len);
+    perturb::start(&mut flat, options)?;
+    flat.graph.check_typed()?;
+    Ok(Some(flat.graph))
+}
+
 /// Builds `update` for `len` parameter elements.
 ///
 /// # Errors
@@ -586,7 +619,7 @@ pub fn statistics_stage(len: usize) -> Result<Option<Graph>> {
     Ok(Some(flat.graph))
 }
 
-/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g; none without micro-batches.
+/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g, for bSAM also of the ascent's |g|; none without micro-batches.
 ///
 /// # Errors
 /// Never.
@@ -602,6 +635,15 @@ pub fn accumulate_stage(len: usize, options: &StepOptions) -> Result<Option<Grap
     let added = b.mul(g, share)?;
     let next = b.add(kept, added)?;
     flat.output(names::SUM_OUT, next);
+    if options.base == Base::Bsam {
+        let (sum, g) = (flat.vector(names::SIZE_SUM), flat.vector(names::ASCENT_GRAD));
+        let mut b = flat.builder("sizes");
+        let kept = b.mul(sum, keep)?;
+        let size = b.unary("Abs", g);
+        let added = b.mul(size, share)?;
+        let next = b.add(kept, added)?;
+        flat.output(names::SIZE_SUM_OUT, next);
+    }
     flat.graph.check_typed()?;
     Ok(Some(flat.graph))
 }

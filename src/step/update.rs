@@ -40,6 +40,7 @@ pub(super) fn update(flat: &mut Flat, options: &StepOptions, ending: Ending) -> 
     match options.base {
         Base::Sgd => sgd(flat, g, options),
         Base::Adamw => adamw(flat, g, options),
+        Base::Bsam => bsam(flat, g, options),
     }
 }
 
@@ -83,6 +84,13 @@ fn reuse(flat: &mut Flat, g: ValueId, i: usize, options: &StepOptions) -> Result
     let factor = b.scale(factor, f64::from(options.look_alpha))?;
     let added = b.mul(direction, factor)?;
     b.add(g, added)
+}
+
+/// β·old + (1 − β)·new.
+fn blend(b: &mut Builder<'_>, old: ValueId, new: ValueId, beta: f64) -> Result<ValueId> {
+    let old = b.scale(old, beta)?;
+    let new = b.scale(new, 1.0 - beta)?;
+    b.add(old, new)
 }
 
 fn clipped(b: &mut Builder<'_>, g: ValueId, clip: Option<f32>) -> Result<ValueId> {
@@ -135,11 +143,6 @@ fn adamw(flat: &mut Flat, g: ValueId, o: &StepOptions) -> Result<()> {
     let (c1, root_c2) = (flat.scalar(names::BIAS1), flat.scalar(names::BIAS2));
     let mut b = flat.builder("update");
     let g = clipped(&mut b, g, o.clip_norm)?;
-    let blend = |b: &mut Builder<'_>, old: ValueId, new: ValueId, beta: f64| {
-        let old = b.scale(old, beta)?;
-        let new = b.scale(new, 1.0 - beta)?;
-        b.add(old, new)
-    };
     let m = blend(&mut b, m, g, f64::from(o.beta1))?;
     let squared = b.square(g)?;
     let v = blend(&mut b, v, squared, f64::from(o.beta2))?;
@@ -156,5 +159,33 @@ fn adamw(flat: &mut Flat, g: ValueId, o: &StepOptions) -> Result<()> {
     flat.output(names::THETA_OUT, next);
     flat.output(&names::state_out(0), m);
     flat.output(&names::state_out(1), v);
+    Ok(())
+}
+
+/// bSAM (Möllenhoff & Khan 2023, algorithm 1), as its authors' code: m ← β₁m + (1 − β₁)(g′ + λw); w ← w − lr·m/s;
+/// s ← β₂s + (1 − β₂)(√s·|g| + d + λ), with the descent's gradient g′, the ascent's g, weight decay λ and damping d.
+///
+/// With micro-batches |g| is the mean of theirs.
+fn bsam(flat: &mut Flat, g: ValueId, o: &StepOptions) -> Result<()> {
+    let (theta, lr) = (flat.vector(names::THETA), flat.scalar(names::LR));
+    let (m, s) = (flat.vector(&names::state(0)), flat.vector(&names::state(1)));
+    let averaged = o.micro_batch.is_some();
+    let ascent = flat.vector(if averaged { names::SIZE_SUM } else { names::ASCENT_GRAD });
+    let mut b = flat.builder("update");
+    let g = clipped(&mut b, g, o.clip_norm)?;
+    let decay = b.scale(theta, f64::from(o.weight_decay))?;
+    let g = b.add(g, decay)?;
+    let m = blend(&mut b, m, g, f64::from(o.beta1))?;
+    let direction = b.div(m, s)?;
+    let step = b.mul(direction, lr)?;
+    let next = b.sub(theta, step)?;
+    let size = if averaged { ascent } else { b.unary("Abs", ascent) };
+    let root = b.unary("Sqrt", s);
+    let size = b.mul(root, size)?;
+    let size = b.offset(size, f64::from(o.damping) + f64::from(o.weight_decay))?;
+    let s = blend(&mut b, s, size, f64::from(o.beta2))?;
+    flat.output(names::THETA_OUT, next);
+    flat.output(&names::state_out(0), m);
+    flat.output(&names::state_out(1), s);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Checkpoints: one safetensors file with everything a run needs to go on bit for bit.
 
+use super::metrics::Scores;
 use crate::engine::program::State;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
@@ -20,8 +21,11 @@ pub struct Position {
     pub steps: u64,
     /// Sums over the epoch so far: descent loss, correct samples, samples.
     pub sums: [f64; 3],
-    /// Best validation accuracy and its epoch.
+    /// Best value of the recipe's metric on the validation split, and its epoch.
     pub best: Option<(f64, usize)>,
+    /// Every metric of that epoch.
+    #[serde(default)]
+    pub best_scores: Option<Scores>,
 }
 
 /// Names of tensors in the order of a [`State`].

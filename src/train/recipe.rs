@@ -1,13 +1,15 @@
 //! Everything that determines a run; written beside its results, so that it can be repeated.
 
+use super::metrics::Metric;
 use super::schedule::{Schedule, Unit};
 use crate::adapt::Selection;
-use crate::data::{Augment, Normalization};
+use crate::data::{Augment, Normalization, TextOptions};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
-use crate::step::{Ends, StepOptions};
+use crate::step::{Ascent, Base, Ends, Preset, StepOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use toml::{Table, Value};
 
 /// Settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,8 +40,15 @@ pub struct Recipe {
     pub augment: String,
     /// Share of the training samples held out for validation when the data has no validation set.
     pub valid: f64,
+    /// Train on this many of the training samples, a random choice that is the same for every seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_samples: Option<usize>,
+    /// What the best epoch is chosen by, on the validation set.
+    pub metric: Metric,
     /// Share of the training labels replaced by random ones.
     pub label_noise: f64,
+    /// Start from fresh weights drawn by the seed, not from those of the file.
+    pub fresh: bool,
     /// Seed of every random choice.
     pub seed: u64,
     /// Whether batches are drawn in random order.
@@ -50,6 +59,8 @@ pub struct Recipe {
     pub checkpoint_every: usize,
     /// Steps between lines of metrics.
     pub log_every: usize,
+    /// Epochs between models that are kept as `epochs/<epoch>.onnx`; 0 means none.
+    pub keep_every: usize,
     /// The output that holds the logits; the first float one by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
@@ -65,6 +76,9 @@ pub struct Recipe {
     /// Normalization of images, by the statistics of the training split; filled in by the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalization: Option<Normalization>,
+    /// How tables of text are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextOptions>,
 }
 
 impl Default for Recipe {
@@ -82,18 +96,23 @@ impl Default for Recipe {
             rho_schedule: Schedule::Constant,
             augment: "none".into(),
             valid: 0.1,
+            train_samples: None,
+            metric: Metric::default(),
             label_noise: 0.0,
+            fresh: false,
             seed: 0,
             shuffle: true,
             drop_last: true,
             checkpoint_every: 0,
             log_every: 10,
+            keep_every: 0,
             output: None,
             loss: CROSS_ENTROPY.into(),
             num_classes: None,
             step: StepOptions::default(),
             parameters: Selection::default(),
             normalization: None,
+            text: None,
         }
     }
 }
@@ -108,13 +127,45 @@ impl Recipe {
         Ends { logits: self.output.as_deref(), loss: own.then_some(self.loss.as_str()) }
     }
 
-    /// Reads a recipe.
+    /// Reads a recipe; see [`Recipe::from_table`].
     ///
     /// # Errors
     /// An I/O error, or a key or value that is not known: names it.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).file(path)?;
-        toml::from_str(&text).map_err(|e| Error::new(e.to_string().trim().replace('\n', " ")).in_file(path))
+        let table = toml::from_str(&text).map_err(toml_error);
+        table.and_then(Self::from_table).map_err(|e| e.in_file(path))
+    }
+
+    /// The recipe that a table stands for. Settings of the step may stand in `step` or at the top, where `optimizer` names the
+    /// preset that they override.
+    ///
+    /// # Errors
+    /// A key or value that is not known, or a setting that is there twice.
+    pub fn from_table(mut table: Table) -> Result<Self> {
+        let mut given = match table.remove("step") {
+            Some(Value::Table(step)) => step,
+            Some(_) => crate::bail!("`step` is not a table"),
+            None => Table::new(),
+        };
+        for key in StepOptions::keys() {
+            if let Some(value) = table.remove(&key)
+                && given.insert(key.clone(), value).is_some()
+            {
+                crate::bail!("`{key}` is set twice, at the top and in `step`");
+            }
+        }
+        let mut options = match table.remove("optimizer") {
+            Some(Value::String(name)) => name.parse::<Preset>()?.options(),
+            Some(other) => crate::bail!("`optimizer` is {other}, not a name"),
+            None => StepOptions::default(),
+        };
+        let is = |key: &str, value: &str| given.get(key).and_then(Value::as_str) == Some(value);
+        options.choose(is("ascent", "tanh").then_some(Ascent::Tanh), is("base", "adamw").then_some(Base::Adamw));
+        let mut step = Table::try_from(options).map_err(|e| Error::new(e.to_string()))?;
+        step.extend(given);
+        table.insert("step".into(), step.into());
+        Self::deserialize(table).map_err(toml_error)
     }
 
     /// Writes the recipe.
@@ -139,12 +190,57 @@ impl Recipe {
             ("steps", self.steps != Some(0), "at least 1"),
             ("lr", self.lr > 0.0 && self.lr.is_finite(), "greater than 0"),
             ("valid", (0.0..1.0).contains(&self.valid), "in [0, 1)"),
+            ("train-samples", self.train_samples != Some(0), "at least 1"),
             ("label-noise", (0.0..=1.0).contains(&self.label_noise), "in [0, 1]"),
             ("log-every", self.log_every > 0, "at least 1"),
+            ("max-length", self.text.as_ref().is_none_or(|t| t.max_length > 0), "at least 1"),
         ];
         match checks.iter().find(|(_, ok, _)| !ok) {
             Some((name, _, want)) => Err(Error::new(format!("{name} must be {want}"))),
             None => Ok(()),
         }
+    }
+}
+
+pub(super) fn toml_error(e: toml::de::Error) -> Error {
+    Error::new(e.to_string().trim().replace('\n', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(text: &str) -> Result<Recipe> {
+        Recipe::from_table(toml::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn a_preset_is_overridden_by_the_settings_beside_it() {
+        let r = recipe("optimizer = 'a-bisam'\nrho = 0.2\nlr = 0.3\n[step]\neta = 0.5").unwrap();
+        assert_eq!(r.step, StepOptions { rho: 0.2, eta: 0.5, ..Preset::ABisam.options() });
+        assert_eq!(r.lr, 0.3);
+        assert_eq!(recipe("ascent = 'tanh'").unwrap().step.mu, 10.0);
+        assert_eq!(recipe("ascent = 'tanh'\nmu = 2.0").unwrap().step.mu, 2.0);
+        assert_eq!(recipe("base = 'adamw'").unwrap().step.weight_decay, 0.01);
+    }
+
+    #[test]
+    fn a_saved_recipe_is_read_as_it_was() {
+        for (preset, _) in Preset::ALL {
+            let step = StepOptions { clip_norm: Some(1.0), ..preset.options() };
+            let recipe = Recipe { step, train_samples: Some(7), fresh: true, ..Recipe::default() };
+            assert_eq!(Recipe::from_table(Table::try_from(&recipe).unwrap()).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn unknown_and_double_settings_are_named() {
+        let cause = |text: &str| recipe(text).unwrap_err().to_string();
+        assert!(cause("epoch = 3").contains("`epoch`"));
+        assert!(cause("optimizer = 'sma'").contains("`sma`"));
+        assert!(cause("optimizer = 3").contains("`optimizer` is 3"));
+        assert!(cause("rho = 0.1\n[step]\nrho = 0.2").contains("`rho` is set twice"));
+        assert!(cause("[step]\nrhoo = 0.2").contains("`rhoo`"));
+        assert!(cause("step = 1").contains("not a table"));
     }
 }

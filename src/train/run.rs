@@ -2,23 +2,24 @@
 
 use super::checkpoint::{self, Names, Position};
 use super::events::{Events, of_epoch, of_step};
+use super::metrics::{Confusion, Metric, judge};
 use super::recipe::Recipe;
 use super::schedule::Unit;
 use crate::adapt::{Untied, freeze, replace_head, untie};
 use crate::data::{
     Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
-    image_size, open, open_shapes,
+    TextOptions, open, open_shapes,
 };
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
-use crate::export::export;
-use crate::ir::{Declared, Dim, Graph, Source, Tensor, Type, ValueId};
+use crate::export::{export, fresh};
+use crate::ir::{Declared, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Model, import, save};
 use crate::step::stages::evaluation_stage;
 use crate::step::{Ends, Stages, build, prepare};
 use crate::trace::Sizes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -45,7 +46,7 @@ pub struct StepReport {
 }
 
 /// A log line of one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
     /// Epoch, counted from 0.
     pub epoch: usize,
@@ -59,18 +60,33 @@ pub struct EpochReport {
     /// Accuracy on the validation split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_accuracy: Option<f64>,
+    /// F1 on the validation split (see [`Confusion::f1`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_f1: Option<f64>,
+    /// Matthews correlation on the validation split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_matthews: Option<f64>,
     /// Training samples per second.
     pub samples_per_second: f64,
 }
 
 /// The results of a run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Steps done.
     pub steps: u64,
-    /// Best validation accuracy and the epoch it was reached in.
+    /// What the best epoch was chosen by.
+    #[serde(default)]
+    pub metric: Metric,
+    /// Validation accuracy of the best epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_valid_accuracy: Option<f64>,
+    /// Validation F1 of the best epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_valid_f1: Option<f64>,
+    /// Validation Matthews correlation of the best epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_valid_matthews: Option<f64>,
     /// Epoch of the exported weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_epoch: Option<usize>,
@@ -80,9 +96,35 @@ pub struct Summary {
     /// Test cross-entropy of the exported weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_loss: Option<f64>,
+    /// Test F1 of the exported weights (see [`Confusion::f1`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_f1: Option<f64>,
+    /// Test Matthews correlation of the exported weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_matthews: Option<f64>,
+    /// Names of the classes, in the order of the logits.
+    #[serde(default)]
+    pub classes: Vec<String>,
+    /// Test samples by true class (rows) and predicted class (columns), for up to 100 classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_confusion: Option<Vec<Vec<u64>>>,
     /// Seconds of training, this process only.
     pub seconds: f64,
 }
+
+impl Summary {
+    /// A metric of the exported weights, on the test split or else on the validation split.
+    pub fn result(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Accuracy => self.test_accuracy.or(self.best_valid_accuracy),
+            Metric::F1 => self.test_f1.or(self.best_valid_f1),
+            Metric::Matthews => self.test_matthews.or(self.best_valid_matthews),
+        }
+    }
+}
+
+/// A confusion matrix of more classes is not written out.
+const SHOWN_CLASSES: usize = 100;
 
 /// Watches a run.
 pub trait Observer {
@@ -120,16 +162,25 @@ pub fn train(
         observer.note(&format!("the head was replaced by one of {classes} classes"));
     }
     let untied = untie(&mut graph, &model);
+    if recipe.fresh {
+        start_afresh(&mut graph, recipe.seed);
+    }
     freeze(&mut graph, &recipe.parameters)?;
     let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, &graph)?;
+    let splits = open_data(&spec, &graph, recipe.text.as_ref())?;
+    splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&graph, &splits.train, recipe.batch_size);
     let prepared = prepare(&graph, &sizes, recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
     let mut recipe = recipe.clone();
+    if let Some(text) = &mut recipe.text {
+        text.remember_classes(&splits.classes);
+    }
     recipe.step.seed = recipe.seed;
     let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
+    let classes = class_names(&splits, stages.classes);
     let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     recipe.normalization.clone_from(&data.normalization);
+    recipe.step.data_size = data.train.samples();
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
     for size in [Some(recipe.batch_size), data.rest].into_iter().flatten() {
@@ -219,19 +270,31 @@ pub fn train(
             accuracy: position.sums[1] / position.sums[2].max(1.0),
             valid_loss: None,
             valid_accuracy: None,
+            valid_f1: None,
+            valid_matthews: None,
             samples_per_second: samples / epoch_start.elapsed().as_secs_f64(),
         };
         if let Some(valid) = &data.valid {
-            let (loss, accuracy) = measure(valid, stages.classes, |b| program.evaluate(&mut evaluation, b))?;
-            (report.valid_loss, report.valid_accuracy) = (Some(loss), Some(accuracy));
-            if position.best.is_none_or(|(b, _)| accuracy > b) {
-                position.best = Some((accuracy, position.epoch));
+            let (loss, confusion) = measure(valid, stages.classes, |b| program.evaluate(&mut evaluation, b))?;
+            let scores = confusion.scores();
+            (report.valid_loss, report.valid_accuracy) = (Some(loss), Some(scores.accuracy));
+            (report.valid_f1, report.valid_matthews) = (Some(scores.f1), Some(scores.matthews));
+            let value = scores.get(recipe.metric);
+            if position.best.is_none_or(|(b, _)| value > b) {
+                position.best = Some((value, position.epoch));
+                position.best_scores = Some(scores);
                 best = Some(program.state()?);
             }
         }
         log.epoch(position.steps, &report)?;
         observer.epoch(&report);
         position.epoch += 1;
+        if recipe.keep_every > 0 && position.epoch.is_multiple_of(recipe.keep_every) {
+            let folder = out.join("epochs");
+            std::fs::create_dir_all(&folder).file(&folder)?;
+            let file = folder.join(format!("{:04}.onnx", position.epoch));
+            save(&exported(&model, &untied, &stages, &program.state()?)?, &file)?;
+        }
         position.batch = 0;
         position.sums = [0.0; 3];
         checkpoint::save(&file, &position, &program.state()?, best.as_ref(), &names)?;
@@ -250,12 +313,21 @@ pub fn train(
         Some(test) => Some(measure(test, stages.classes, |b| program.evaluate(&mut evaluation, b))?),
         None => None,
     };
+    let scores = test.as_ref().map(|(_, confusion)| confusion.scores());
+    let best = position.best_scores;
     let summary = Summary {
         steps: position.steps,
-        best_valid_accuracy: position.best.map(|b| b.0),
+        metric: recipe.metric,
+        best_valid_accuracy: best.map(|b| b.accuracy),
+        best_valid_f1: best.map(|b| b.f1),
+        best_valid_matthews: best.map(|b| b.matthews),
         best_epoch: position.best.map(|b| b.1),
-        test_accuracy: test.map(|t| t.1),
-        test_loss: test.map(|t| t.0),
+        test_accuracy: scores.map(|s| s.accuracy),
+        test_loss: test.as_ref().map(|t| t.0),
+        test_f1: scores.map(|s| s.f1),
+        test_matthews: scores.map(|s| s.matthews),
+        classes,
+        test_confusion: test.filter(|(_, c)| c.classes() <= SHOWN_CLASSES).map(|(_, c)| c.rows()),
         seconds,
     };
     let json = serde_json::to_vec_pretty(&summary).map_err(|e| Error::new(e.to_string()))?;
@@ -264,6 +336,19 @@ pub fn train(
         observer.note(&format!("there is no report: {e}"));
     }
     Ok(summary)
+}
+
+/// Replaces parameters and running statistics by fresh ones.
+fn start_afresh(graph: &mut Graph, seed: u64) {
+    let mut values = fresh(graph, seed);
+    for v in graph.value_ids() {
+        if let Some(value) = values.remove(&graph[v].name) {
+            match graph[v].source {
+                Source::Stat(_) => graph.set_source(v, Source::Stat(value)),
+                _ => graph.set_source(v, Source::Param(value)),
+            }
+        }
+    }
 }
 
 /// The user's file with the weights of `state`.
@@ -277,36 +362,33 @@ fn exported(model: &Model, untied: &[Untied], stages: &Stages, state: &State) ->
     export(model, untied, &values)
 }
 
-fn bytes(batch: &Batch) -> Vec<&[u8]> {
+pub(crate) fn bytes(batch: &Batch) -> Vec<&[u8]> {
     batch.inputs.iter().map(crate::data::Buffer::bytes).collect()
 }
 
-/// Mean cross-entropy and accuracy over a loader that pads its last batch; `logits` gives those of a batch, row by row.
+/// The name of each of the model's classes; a number where the data have no sample of it.
+fn class_names(splits: &Splits, classes: usize) -> Vec<String> {
+    (0..classes).map(|c| splits.classes.get(c).cloned().unwrap_or_else(|| c.to_string())).collect()
+}
+
+/// Mean cross-entropy and confusion matrix over a loader that pads its last batch; `logits` gives those of a batch, row by row.
 fn measure(
     loader: &Loader,
     classes: usize,
     mut logits: impl FnMut(&[&[u8]]) -> Result<Vec<f32>>,
-) -> Result<(f64, f64)> {
-    let (mut loss, mut correct, mut samples) = (0.0, 0usize, 0usize);
+) -> Result<(f64, Confusion)> {
+    let (mut loss, mut confusion) = (0.0, Confusion::new(classes));
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let rows = logits(&bytes(&batch))?;
         for (row, label) in rows.chunks(classes).zip(&batch.labels).take(batch.len) {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
-            loss += sum.ln() + f64::from(max - row[*label as usize]);
-            let mut best = 0;
-            for (j, v) in row.iter().enumerate() {
-                if *v > row[best] {
-                    best = j;
-                }
-            }
-            correct += usize::from(best as i64 == *label);
+            let (of_sample, prediction) = judge(row, *label as usize);
+            loss += of_sample;
+            confusion.add(*label as usize, prediction);
         }
-        samples += batch.len;
         loader.recycle(batch);
     }
-    Ok((loss / samples.max(1) as f64, correct as f64 / samples.max(1) as f64))
+    Ok((loss / confusion.samples().max(1) as f64, confusion))
 }
 
 /// The lines of `metrics.jsonl`, and the same as events for TensorBoard.
@@ -351,18 +433,13 @@ struct Data {
 }
 
 /// The model's inputs as the loader fills them.
-fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
+pub(crate) fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
     inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
 /// Reads the data that `graph` is to be fed with; the error names them.
-fn open_data(spec: &Spec, graph: &Graph) -> Result<Splits> {
-    let size = declared(graph).first().and_then(|(_, declared)| {
-        let size = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { 0 };
-        let shape: Vec<usize> = declared.dims.as_ref()?.iter().map(size).collect();
-        image_size(&Type::new(declared.dtype, &shape)).filter(|(h, w)| *h > 0 && *w > 0)
-    });
-    open(spec, size).map_err(|e| e.in_file(spec.path()))
+pub(crate) fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
+    open(spec, &declared(graph), text).map_err(|e| e.in_file(spec.path()))
 }
 
 /// What the file says about the inputs.
@@ -375,12 +452,16 @@ fn declared(graph: &Graph) -> Vec<(String, Declared)> {
 }
 
 /// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
-fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
+pub(crate) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
     Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
-fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>) -> Result<Option<Normalization>> {
+pub(crate) fn normalize(
+    train: &Dataset,
+    inputs: &[InputSpec],
+    given: Option<Normalization>,
+) -> Result<Option<Normalization>> {
     match (&train.samples, given, inputs) {
         (Samples::Images(images), None, [input, ..]) => {
             Ok(Some(Normalization::compute(images, Fit::new(images, input)?.channels)))
@@ -390,7 +471,7 @@ fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>
     }
 }
 
-fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
+pub(crate) fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
     set.check_labels(classes)
         .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
 }
@@ -399,6 +480,9 @@ impl Data {
     fn load(mut splits: Splits, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
+        }
+        if let Some(n) = recipe.train_samples {
+            splits.train = splits.train.sample(n, 0)?;
         }
         splits.split_validation(recipe.valid, recipe.seed)?;
         if recipe.label_noise > 0.0 {
@@ -451,30 +535,42 @@ fn evaluation_loader(
     Loader::new(Arc::new(set), inputs.to_vec(), normalization, options)
 }
 
-/// Cross-entropy, accuracy and number of samples of a model on one split (`train`, `valid` or `test`) of a data set.
+/// What a model does on one split of a data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// True and predicted classes.
+    pub confusion: Confusion,
+    /// Names of the classes, in the order of the logits.
+    pub classes: Vec<String>,
+}
+
+/// Evaluates a model on one split (`train`, `valid` or `test`) of the data set that `recipe` names.
 ///
-/// Without a `normalization`, images are normalized by the statistics of the training split. `note` is told how the data was
-/// made to fit the model.
+/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are normalized by the
+/// statistics of the training split. `note` is told how the data was made to fit the model.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a split that is not there.
 pub fn evaluate_model(
     engine: &Engine,
     graph: &Graph,
-    data: &str,
+    recipe: &Recipe,
     split: &str,
-    normalization: Option<Normalization>,
-    batch_size: usize,
     note: &mut dyn FnMut(&str),
-) -> Result<(f64, f64, usize)> {
-    let spec: Spec = data.parse()?;
-    let splits = open_data(&spec, graph)?;
-    let prepared = prepare(graph, &sizes(graph, &splits.train, batch_size), Ends::default(), engine)?;
+) -> Result<Evaluation> {
+    let spec: Spec = recipe.data.parse()?;
+    let splits = open_data(&spec, graph, recipe.text.as_ref())?;
+    splits.notes.iter().for_each(|n| note(n));
+    let ends = Ends { loss: None, ..recipe.ends() };
+    let prepared = prepare(graph, &sizes(graph, &splits.train, recipe.batch_size), ends, engine)?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let load = || -> Result<(Loader, usize)> {
+    let names = class_names(&splits, classes);
+    let load = || -> Result<Loader> {
         let inputs = input_specs(&types);
-        let normalization = normalize(&splits.train, &inputs, normalization)?;
+        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
         let set = match split {
             "train" => Some(splits.train),
             "valid" => splits.valid,
@@ -482,14 +578,13 @@ pub fn evaluate_model(
         };
         let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
         check_labels(&set, classes)?;
-        let n = set.len();
-        Ok((evaluation_loader(set, &inputs, normalization, batch_size)?, n))
+        evaluation_loader(set, &inputs, normalization, recipe.batch_size)
     };
-    let (loader, n) = load().map_err(|e| e.in_file(spec.path()))?;
+    let loader = load().map_err(|e| e.in_file(spec.path()))?;
     loader.notes().iter().for_each(|n| note(n));
     let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
     let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
-    let (loss, accuracy) = measure(&loader, classes, |batch| {
+    let (loss, confusion) = measure(&loader, classes, |batch| {
         let mut tensors = Vec::with_capacity(types.len());
         for (((name, ty), bytes), _) in types.iter().zip(batch).zip(&known).filter(|(_, known)| **known) {
             tensors.push((name.as_str(), Tensor::from_bytes(ty.dtype, &ty.shape, bytes.to_vec())?));
@@ -497,5 +592,5 @@ pub fn evaluate_model(
         let given: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
         Ok(session.run(&given)?.first().map(Tensor::to_f32).unwrap_or_default())
     })?;
-    Ok((loss, accuracy, n))
+    Ok(Evaluation { loss, confusion, classes: names })
 }
