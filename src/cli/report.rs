@@ -30,7 +30,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             runs[i].name = dir.display().to_string();
         }
     }
-    let title = if let [run] = runs.as_slice() { run.name.clone() } else { format!("{} runs", runs.len()) };
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let title = if names.len() > 4 { format!("{} runs", names.len()) } else { names.join(", ") };
     let file = args.output.clone().unwrap_or_else(|| match args.runs.as_slice() {
         [dir] => dir.join("report.html"),
         _ => "report.html".into(),

@@ -39,8 +39,11 @@ fn result(run: &Run) -> String {
 /// A column of the table, and its cell for a run.
 type Column = (&'static str, fn(&Run) -> Option<String>);
 
+/// The column that is left out where the head of the report says the same.
+const OPTIMIZER: &str = "optimizer";
+
 const COLUMNS: [Column; 10] = [
-    ("optimizer", Run::optimizer),
+    (OPTIMIZER, Run::optimizer),
     ("steps", |run| Some(run.results.as_ref()?.steps?.to_string())),
     ("training accuracy", |run| run.epochs.values().next_back()?.accuracy.map(percent)),
     ("best validation accuracy", |run| run.results.as_ref()?.best_valid_accuracy.map(percent)),
@@ -56,9 +59,13 @@ fn decimals(run: &Run, places: usize, value: fn(&Results) -> Option<f64>) -> Opt
     value(run.results.as_ref()?).map(|v| format!("{v:.places$}"))
 }
 
-/// A line for every run, without the columns that no run has.
+/// A line for every run, without the columns that no run has, or that say the same of all runs as the head of the report does.
 pub(super) fn table(runs: &[Run]) -> Section {
-    let columns: Vec<&Column> = COLUMNS.iter().filter(|(_, cell)| runs.iter().any(|run| cell(run).is_some())).collect();
+    let mut columns: Vec<&Column> =
+        COLUMNS.iter().filter(|(_, cell)| runs.iter().any(|run| cell(run).is_some())).collect();
+    if runs.iter().all(|run| run.optimizer() == runs[0].optimizer()) {
+        columns.retain(|(name, _)| *name != OPTIMIZER);
+    }
     let head: Vec<&str> = ["run"].into_iter().chain(columns.iter().map(|(name, _)| *name)).collect();
     let row = |run: &Run| {
         let cells = columns.iter().map(|(_, cell)| cell(run).unwrap_or_else(|| "–".into()));

@@ -32,11 +32,16 @@ impl Section {
         self
     }
 
-    /// Adds a table; cells after the first column are aligned to the right.
+    /// Adds a table. Columns of numbers are aligned to the right.
     pub fn table(mut self, head: &[&str], rows: &[Vec<String>]) -> Self {
+        let is_text =
+            |column: usize| rows.iter().filter_map(|r| r.get(column)).any(|cell| cell.starts_with(char::is_alphabetic));
         let row = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-            let cells: String = cells.map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect();
-            format!("<tr>{cells}</tr>\n")
+            let cell = |(column, text)| {
+                let class = if is_text(column) { " class=\"text\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escape(text))
+            };
+            format!("<tr>{}</tr>\n", cells.enumerate().map(cell).collect::<String>())
         };
         let body: String = rows.iter().map(|r| row("td", &mut r.iter().map(String::as_str))).collect();
         let head = row("th", &mut head.iter().copied());
@@ -85,16 +90,18 @@ h2 { margin: 2.2rem 0 0.8rem; padding-bottom: 0.3rem; font-size: 1.2rem; border-
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.25rem 1.5rem; margin: 0; }
 dt, footer { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-figure { display: inline-block; margin: 0 0.8rem 0.8rem 0; max-width: 100%; vertical-align: top; }
-figure svg { display: block; max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: 6px; }
+figure { display: inline-block; margin: 0 0.6rem 0.8rem 0; max-width: 100%; vertical-align: top; }
+figure svg { display: block; max-width: 100%; max-height: 44rem; height: auto; margin: 0 auto; border: 1px solid var(--rule); border-radius: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.9rem; text-align: right; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
+th.text, td.text { text-align: left; }
+th:first-child, td:first-child { padding-left: 0; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 summary { margin: 0.5rem 0; cursor: pointer; }
 pre { margin: 0; padding: 1rem; overflow-x: auto; background: var(--panel); border-radius: 6px; font-size: 13px; }
 footer { margin-top: 2.5rem; font-size: 0.85rem; }
+@media (min-width: 62rem) { figure { width: calc(50% - 0.8rem); } }
 @media print {
   body { max-width: none; padding: 0; }
   figure, tr { break-inside: avoid; }
