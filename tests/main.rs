@@ -20,5 +20,6 @@ mod optimized;
 mod replay;
 mod roundtrip;
 mod snapshot;
+mod text;
 mod trace;
 mod train;
