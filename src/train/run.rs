@@ -511,8 +511,8 @@ pub struct Evaluation {
 
 /// Evaluates a model on one split (`train`, `valid` or `test`) of the data set that `recipe` names.
 ///
-/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are normalized by the
-/// statistics of the training split. `note` is told how the data was made to fit the model.
+/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are
+/// normalized by the statistics of the training split. `note` is told how the data was made to fit the model.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a split that is not there.
