@@ -21,5 +21,6 @@ mod optimized;
 mod replay;
 mod roundtrip;
 mod snapshot;
+mod text;
 mod trace;
 mod train;

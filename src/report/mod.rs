@@ -14,14 +14,15 @@
 //! ```
 
 mod curves;
+mod experiment;
 mod results;
 mod run;
 mod section;
 mod sharpness;
 
+pub use experiment::write_experiment;
 pub use run::{Epoch, Results, Run, Step};
 pub use section::{Section, html_page};
-pub use sharpness::Sharpness;
 
 use crate::error::{Error, Result};
 use crate::onnx::write_atomically;

@@ -1,7 +1,7 @@
 //! What a run's folder holds.
 
-use super::Sharpness;
 use crate::error::{Error, IoContext, Result};
+use crate::sharpness::Sharpness;
 use crate::step::{Preset, StepOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,8 +21,8 @@ pub struct Run {
     pub results: Option<Results>,
     /// The recipe as it stands in the folder.
     pub recipe: String,
-    /// What `bisam sharpness` measured.
-    pub sharpness: Option<Sharpness>,
+    /// What `bisam sharpness` measured, model by model.
+    pub sharpness: Vec<Sharpness>,
 }
 
 /// A step's line in `metrics.jsonl`.
@@ -99,7 +99,7 @@ impl Run {
             return Err(Error::new("`test_confusion` is not square").in_file(dir.join("summary.json")));
         }
         let recipe = read(&dir.join("recipe.toml"))?.unwrap_or_default();
-        let sharpness = json(&dir.join("sharpness.json"))?;
+        let sharpness = json(&dir.join("sharpness.json"))?.unwrap_or_default();
         Ok(Self { name: name(dir), steps, epochs, results, recipe, sharpness })
     }
 
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(run.steps[&10].loss, Some(2.5));
         assert_eq!((run.epochs[&0].loss, run.epochs[&0].accuracy), (None, Some(0.5)));
         assert_eq!(run.results.expect("is there").test_f1, Some(0.5));
-        assert_eq!(run.sharpness, None);
+        assert_eq!(run.sharpness, Vec::new());
     }
 
     #[test]
