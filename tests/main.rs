@@ -18,6 +18,7 @@ mod methods;
 mod models;
 mod optimized;
 mod replay;
+mod report;
 mod roundtrip;
 mod snapshot;
 mod trace;
