@@ -1,6 +1,8 @@
 //! What a run leaves for readers: its report, and events for TensorBoard.
 
 use crate::common::{engine, repo};
+use bisam::data::write_npz;
+use bisam::ir::Tensor;
 use bisam::report::{Run, html, write};
 use bisam::step::Preset;
 use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
@@ -22,13 +24,27 @@ impl Observer for StopAfter<'_> {
     fn epoch(&mut self, _: &EpochReport) {}
 }
 
-/// Trains for 11 steps of 8 to the epoch, stopped after `stop_after`.
+/// Samples with labels that follow from them, under names that start with `prefix`.
+fn samples(arrays: &mut BTreeMap<String, Tensor>, prefix: &str, n: usize) {
+    let labels: Vec<i64> = (0..n as i64).map(|i| i % 10).collect();
+    let x: Vec<f32> = labels.iter().flat_map(|l| (0..192).map(move |i| ((l * 7 + i) % 10) as f32 / 10.0)).collect();
+    arrays.insert(format!("{prefix}x"), Tensor::new(&[n, 3, 8, 8], &x).expect("fits"));
+    arrays.insert(format!("{prefix}labels"), Tensor::new(&[n], &labels).expect("fits"));
+}
+
+/// Trains for 11 steps, 8 to the epoch, or until stopped after `stop_after`.
 fn run(out: &Path, resume: bool, stop_after: u64) -> bisam::Result<()> {
     std::fs::create_dir_all(out).expect("a folder");
+    let data = out.with_file_name("data.npz");
+    let mut arrays = BTreeMap::new();
+    for (prefix, n) in [("", 64), ("valid_", 20), ("test_", 20)] {
+        samples(&mut arrays, prefix, n);
+    }
+    write_npz(&data, &arrays).expect("writes");
     let recipe = Recipe {
-        model: repo("models/resnet8_28.onnx"),
-        data: format!("idx:{}", repo("datasets/fashion-mnist-small").display()),
-        batch_size: 512,
+        model: repo("models/tiny_bn.onnx"),
+        data: format!("npz:{}", data.display()),
+        batch_size: 8,
         steps: Some(11),
         log_every: 1,
         step: Preset::Bisam.options(),
@@ -53,7 +69,7 @@ fn a_run_can_be_read_about() {
         serde_json::from_slice(&std::fs::read(out.join("summary.json")).expect("reads")).expect("is JSON");
     let accuracy = format!("test accuracy {:.2} %", 100.0 * summary["test_accuracy"].as_f64().expect("is there"));
     for text in
-        [&accuracy, "<title>&lt;run&gt;</title>", "[step]", "batch-size = 512", "model = &quot;", "predicted class"]
+        [&accuracy, "<title>&lt;run&gt;</title>", "[step]", "batch-size = 8", "model = &quot;", "predicted class"]
     {
         assert!(page.contains(text), "{text} is missing");
     }
@@ -95,7 +111,7 @@ fn check_events(out: &Path) {
     }
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("reads");
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a line")).expect("is JSON");
-    assert_eq!(f64::from(scalars["train/loss"][&1]), first["loss"].as_f64().expect("is there"));
+    assert_eq!(scalars["train/loss"][&1], first["loss"].as_f64().expect("is there") as f32);
 }
 
 #[derive(Debug, Default)]

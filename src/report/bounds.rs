@@ -11,9 +11,9 @@ use crate::trace::{Evaluator, encode};
 
 /// The bounds and their settings, as the legend calls them.
 const BOUNDS: [(&str, Ascent, f32); 3] = [
-    ("φ(x) = 1 − log(1 + exp(γ − x))", Ascent::NegLog, 1.0),
-    ("φ(x) = tanh(αx), α = 1", Ascent::Tanh, 1.0),
-    ("φ(x) = tanh(αx), α = 0.1", Ascent::Tanh, 0.1),
+    ("1 − log(1 + exp(γ − x))", Ascent::NegLog, 1.0),
+    ("tanh(αx), α = 1", Ascent::Tanh, 1.0),
+    ("tanh(αx), α = 0.1", Ascent::Tanh, 0.1),
 ];
 
 /// Steps on either side of 0, and their width.
@@ -46,15 +46,15 @@ pub fn bounds(evaluator: &dyn Evaluator) -> Result<Chart> {
     }
     let end = f64::from(STEPS) * f64::from(WIDTH);
     let points = vec![(-end, 0.0), (0.0, 0.0), (0.0, 1.0), (end, 1.0)];
-    let mut series = vec![Series { name: "0-1 loss, 1[x > 0]".into(), points, band: vec![] }];
+    let mut series = vec![Series { name: "0-1 loss".into(), points, band: vec![] }];
     for ((name, ..), values) in BOUNDS.iter().zip(&outputs) {
         let points = margins.iter().map(|x| f64::from(*x)).zip(values.to_f64()).collect();
         series.push(Series { name: (*name).into(), points, band: vec![] });
     }
     Ok(Chart {
         title: "Lower bounds of the 0-1 loss".into(),
-        x: "x = max fⱼ − fᵧ".into(),
-        y: "value".into(),
+        x: "x = max fⱼ − f_y".into(),
+        y: "φ(x)".into(),
         series,
         log_y: false,
     })
