@@ -19,6 +19,7 @@ mod methods;
 mod models;
 mod optimized;
 mod replay;
+mod report;
 mod roundtrip;
 mod snapshot;
 mod text;

@@ -5,6 +5,7 @@ mod build;
 mod doctor;
 mod eval;
 mod experiment;
+mod figure;
 mod grad;
 mod gradcheck;
 mod init;
@@ -145,6 +146,8 @@ enum Command {
     Sharpness(sharpness::Args),
     /// Write an HTML report about a run, or one that compares several
     Report(report::Args),
+    /// Draw a figure of the methods
+    Figure(figure::Args),
     /// Compare tract and ONNX Runtime on a model
     Verify(verify::Args),
     /// Write the gradient of a loss to an npz file
@@ -177,6 +180,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Eval(args) => eval::run(args, global),
         Command::Sharpness(args) => sharpness::run(args, global),
         Command::Report(args) => report::run(args, global),
+        Command::Figure(args) => figure::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Grad(args) => grad::run(args, global),
         Command::Build(args) => build::run(args, global),

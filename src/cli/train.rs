@@ -4,6 +4,7 @@ use super::{Global, StepArgs, TextArgs, at_least_one};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
+use crate::report;
 use crate::train::schedule::{Schedule, Unit};
 use crate::train::{EpochReport, Metric, Observer, Recipe, StepReport, train};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -207,6 +208,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         );
     }
     text += &format!("weights              {}\n", model.display());
+    match report::write(&out) {
+        Ok(file) => text += &format!("report               {}\n", file.display()),
+        Err(e) => progress.note(&format!("there is no report: {e}")),
+    }
     let mut value = serde_json::to_value(&summary).map_err(|e| Error::new(e.to_string()))?;
     match &verdict {
         Ok(v) => {

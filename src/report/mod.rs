@@ -13,6 +13,7 @@
 //! # Ok(()) }
 //! ```
 
+mod bounds;
 mod curves;
 mod experiment;
 mod results;
@@ -20,13 +21,14 @@ mod run;
 mod section;
 mod sharpness;
 
+pub use bounds::bounds;
 pub use experiment::write_experiment;
-pub use run::{Epoch, Results, Run, Step};
+pub use run::{Epoch, Run, Step};
 pub use section::{Section, html_page};
 
 use crate::error::{Error, Result};
 use crate::onnx::write_atomically;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The report about `runs`: `extra` sections first, then results, curves, confusion matrices, sharpness and settings.
 ///
@@ -47,12 +49,13 @@ pub fn html(title: &str, runs: &[Run], extra: &[Section]) -> Result<String> {
     Ok(html_page(title, &results::facts(runs), &sections))
 }
 
-/// Writes `DIR/report.html` about the run in `dir`.
+/// Writes `DIR/report.html` about the run in `dir`, and returns its path.
 ///
 /// # Errors
 /// As [`Run::load`], or an I/O error.
-pub fn write(dir: &Path) -> Result<()> {
+pub fn write(dir: &Path) -> Result<PathBuf> {
     let run = Run::load(dir)?;
-    let html = html(&run.name.clone(), &[run], &[])?;
-    write_atomically(&dir.join("report.html"), html.as_bytes())
+    let file = dir.join("report.html");
+    write_atomically(&file, html(&run.name.clone(), &[run], &[])?.as_bytes())?;
+    Ok(file)
 }

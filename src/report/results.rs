@@ -1,11 +1,17 @@
 //! What runs are and what came out of them.
 
-use super::{Results, Run, Section};
+use super::{Run, Section};
 use crate::figure::Confusion;
+use crate::train::{Metric, Summary};
 
 /// `85.60 %`.
 fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
+}
+
+/// `0.8560`.
+fn decimals(value: f64) -> String {
+    format!("{value:.4}")
 }
 
 /// What runs have in common: model, data, optimizer; of one run the result too.
@@ -27,12 +33,16 @@ pub(super) fn facts(runs: &[Run]) -> Vec<(String, String)> {
     facts.into_iter().filter_map(|(what, value)| Some((what.to_owned(), value?))).collect()
 }
 
-/// The outcome of a run in a line.
+/// The outcome of a run in a line, by the metric of its recipe.
 fn result(run: &Run) -> String {
-    let Some(results) = &run.results else { return "not finished".into() };
-    let test = results.test_accuracy.map(|a| format!("test accuracy {}", percent(a)));
-    let valid = results.best_valid_accuracy.map(|a| format!("best validation accuracy {}", percent(a)));
-    let parts: Vec<String> = [test, valid].into_iter().flatten().collect();
+    let Some(s) = &run.results else { return "not finished".into() };
+    let (test, valid) = match s.metric {
+        Metric::Accuracy => (s.test_accuracy.map(percent), s.best_valid_accuracy.map(percent)),
+        Metric::F1 => (s.test_f1.map(decimals), s.best_valid_f1.map(decimals)),
+        Metric::Matthews => (s.test_matthews.map(decimals), s.best_valid_matthews.map(decimals)),
+    };
+    let named = |split: &str, value: Option<String>| value.map(|v| format!("{split} {} {v}", s.metric.title()));
+    let parts: Vec<String> = [named("test", test), named("best validation", valid)].into_iter().flatten().collect();
     if parts.is_empty() { "finished".into() } else { parts.join(", ") }
 }
 
@@ -42,21 +52,23 @@ type Column = (&'static str, fn(&Run) -> Option<String>);
 /// The column that is left out where the head of the report says the same.
 const OPTIMIZER: &str = "optimizer";
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 12] = [
     (OPTIMIZER, Run::optimizer),
-    ("steps", |run| Some(run.results.as_ref()?.steps?.to_string())),
+    ("steps", |run| of(run, |s| Some(s.steps.to_string()))),
     ("training accuracy", |run| run.epochs.values().next_back()?.accuracy.map(percent)),
-    ("best validation accuracy", |run| run.results.as_ref()?.best_valid_accuracy.map(percent)),
-    ("its epoch", |run| Some((run.results.as_ref()?.best_epoch? + 1).to_string())),
-    ("test accuracy", |run| run.results.as_ref()?.test_accuracy.map(percent)),
-    ("test loss", |run| decimals(run, 4, |r| r.test_loss)),
-    ("test F1", |run| decimals(run, 4, |r| r.test_f1)),
-    ("test Matthews", |run| decimals(run, 4, |r| r.test_matthews)),
-    ("seconds", |run| decimals(run, 1, |r| r.seconds)),
+    ("best epoch", |run| of(run, |s| Some((s.best_epoch? + 1).to_string()))),
+    ("validation accuracy", |run| of(run, |s| s.best_valid_accuracy.map(percent))),
+    ("validation F1", |run| of(run, |s| s.best_valid_f1.map(decimals))),
+    ("validation Matthews", |run| of(run, |s| s.best_valid_matthews.map(decimals))),
+    ("test accuracy", |run| of(run, |s| s.test_accuracy.map(percent))),
+    ("test loss", |run| of(run, |s| s.test_loss.map(decimals))),
+    ("test F1", |run| of(run, |s| s.test_f1.map(decimals))),
+    ("test Matthews", |run| of(run, |s| s.test_matthews.map(decimals))),
+    ("seconds", |run| of(run, |s| Some(format!("{:.1}", s.seconds)))),
 ];
 
-fn decimals(run: &Run, places: usize, value: fn(&Results) -> Option<f64>) -> Option<String> {
-    value(run.results.as_ref()?).map(|v| format!("{v:.places$}"))
+fn of(run: &Run, cell: fn(&Summary) -> Option<String>) -> Option<String> {
+    cell(run.results.as_ref()?)
 }
 
 /// A line for every run, without the columns that no run has, or that say the same of all runs as the head of the report does.
@@ -80,7 +92,7 @@ pub(super) fn confusion(runs: &[Run]) -> Option<Section> {
         let results = run.results.as_ref()?;
         let counts = results.test_confusion.clone().filter(|counts| !counts.is_empty())?;
         let title = if runs.len() == 1 { "Test split".to_owned() } else { run.name.clone() };
-        Some(Confusion { title, classes: results.classes.clone().unwrap_or_default(), counts })
+        Some(Confusion { title, classes: results.classes.clone(), counts })
     };
     let matrices: Vec<Confusion> = runs.iter().filter_map(of).collect();
     let section =
@@ -104,12 +116,12 @@ mod tests {
     use crate::report::html;
 
     fn run(name: &str) -> Run {
-        let results = Results {
+        let results = Summary {
             test_accuracy: Some(0.856),
             best_epoch: Some(3),
             test_confusion: Some(vec![vec![3, 1], vec![0, 4]]),
-            classes: Some(vec!["a<b".into(), "c".into()]),
-            ..Results::default()
+            classes: vec!["a<b".into(), "c".into()],
+            ..Summary::default()
         };
         let recipe = "model = \"m.onnx\"\ndata = \"npz:<d>\"\n".to_owned();
         let epochs = [(0, crate::report::Epoch { accuracy: Some(0.5), ..Default::default() })].into();

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, IoContext, Result};
 use crate::sharpness::Sharpness;
-use crate::step::{Preset, StepOptions};
+use crate::step::Preset;
+use crate::train::Summary;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -18,10 +19,10 @@ pub struct Run {
     /// The log lines of epochs, by epoch, counted from 0.
     pub epochs: BTreeMap<u64, Epoch>,
     /// The results; none while the run is not finished.
-    pub results: Option<Results>,
+    pub results: Option<Summary>,
     /// The recipe as it stands in the folder.
     pub recipe: String,
-    /// What `bisam sharpness` measured, model by model.
+    /// What `bisam sharpness -o` found, of every model it looked at.
     pub sharpness: Vec<Sharpness>,
 }
 
@@ -49,32 +50,6 @@ pub struct Epoch {
     pub valid_accuracy: Option<f64>,
 }
 
-/// The results in `summary.json`; what a file lacks is `None`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Results {
-    /// Steps done.
-    pub steps: Option<u64>,
-    /// Best accuracy on the validation split, as a share.
-    pub best_valid_accuracy: Option<f64>,
-    /// Its epoch, counted from 0.
-    pub best_epoch: Option<u64>,
-    /// Accuracy on the test split, as a share.
-    pub test_accuracy: Option<f64>,
-    /// Loss on the test split.
-    pub test_loss: Option<f64>,
-    /// F1 on the test split.
-    pub test_f1: Option<f64>,
-    /// Matthews' correlation coefficient on the test split.
-    pub test_matthews: Option<f64>,
-    /// For every true class of the test split, samples by predicted class.
-    pub test_confusion: Option<Vec<Vec<u64>>>,
-    /// Names of the classes.
-    pub classes: Option<Vec<String>>,
-    /// Seconds of training.
-    pub seconds: Option<f64>,
-}
-
 impl Run {
     /// Reads `metrics.jsonl` and, where they are there, `summary.json`, `recipe.toml` and `sharpness.json` of `dir`.
     ///
@@ -92,7 +67,7 @@ impl Run {
                 .in_file(&metrics)
                 .hint("a line is written every --log-every steps and after every epoch"));
         }
-        let results: Option<Results> = json(&dir.join("summary.json"))?;
+        let results: Option<Summary> = json(&dir.join("summary.json"))?;
         if let Some(counts) = results.as_ref().and_then(|r| r.test_confusion.as_ref())
             && counts.iter().any(|row| row.len() != counts.len())
         {
@@ -111,43 +86,33 @@ impl Run {
         }
     }
 
-    /// The optimizer and its main settings: `bisam, ρ 0.05, μ 1; sgd, learning rate 0.1, …`; `None` where the recipe does not say.
+    /// The nearest preset and what the recipe changes of it: `bisam, rho 0.1, lr 0.3`; `None` where the recipe does not say.
     pub fn optimizer(&self) -> Option<String> {
-        let table = toml::from_str::<toml::Table>(&self.recipe).ok()?;
-        let step: StepOptions = table.get("step")?.clone().try_into().ok()?;
-        let named = Preset::ALL.iter().find(|(preset, _)| alike(&step, &preset.options()));
-        let mut parts = vec![named.map_or("custom", |(_, name)| name).to_owned()];
-        if step.ascent.is_some() {
-            parts.push(format!("ρ {}", step.rho));
+        let recipe = toml::from_str::<toml::Table>(&self.recipe).ok()?;
+        let step = recipe.get("step")?.as_table()?;
+        let (name, mut changed) = Preset::ALL
+            .iter()
+            .filter_map(|(preset, name)| Some((*name, changes(step, *preset)?)))
+            .min_by_key(|(_, changed)| changed.len())?;
+        if step.contains_key("ascent") {
+            changed.insert(0, "rho");
+            changed.dedup();
         }
-        if let Some(lr) = table.get("lr").and_then(toml::Value::as_float) {
-            // It is a single-precision number: as such it has few digits.
-            parts.push(format!("learning rate {}", lr as f32));
-        }
-        parts.push(format!("weight decay {}", step.weight_decay));
-        Some(parts.join(", "))
+        let settings = changed.iter().map(|key| (*key, step.get(*key))).chain([("lr", recipe.get("lr"))]);
+        let text = settings.filter_map(|(key, value)| Some(format!("{key} {}", value?)));
+        Some([name.to_owned()].into_iter().chain(text).collect::<Vec<_>>().join(", "))
     }
 }
 
-/// Whether a step has the axes of another, whatever the sizes of ρ, rates and decays.
-fn alike(step: &StepOptions, preset: &StepOptions) -> bool {
-    let o = preset.clone();
-    let sizes = StepOptions {
-        rho: o.rho,
-        eta: o.eta,
-        momentum: o.momentum,
-        nesterov: o.nesterov,
-        weight_decay: o.weight_decay,
-        beta1: o.beta1,
-        beta2: o.beta2,
-        eps: o.eps,
-        label_smoothing: o.label_smoothing,
-        clip_norm: o.clip_norm,
-        kernels: o.kernels,
-        seed: o.seed,
-        ..step.clone()
-    };
-    sizes == o
+/// The settings of a step that are not as in a preset; ρ is the first.
+fn changes(step: &toml::Table, preset: Preset) -> Option<Vec<&str>> {
+    // Through text, as the recipe went: single-precision numbers have few digits there.
+    let text = toml::to_string(&preset.options()).ok()?;
+    let preset: toml::Table = toml::from_str(&text).ok()?;
+    let differs = |key: &&str| *key != "kernels" && step.get(*key) != preset.get(*key);
+    let mut changed: Vec<&str> = step.keys().map(String::as_str).filter(differs).collect();
+    changed.sort_by_key(|key| (*key != "rho", *key));
+    Some(changed)
 }
 
 /// The last part of a folder's path.
@@ -222,6 +187,7 @@ fn lines(text: &str) -> Result<(BTreeMap<u64, Step>, BTreeMap<u64, Epoch>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::StepOptions;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
@@ -239,12 +205,15 @@ mod tests {
     fn what_is_there_is_read() {
         let metrics =
             "{\"step\":10,\"epoch\":0,\"loss\":2.5,\"new\":1}\n{\"epoch\":0,\"loss\":null,\"accuracy\":0.5}\n{\"st";
-        let run = Run::load(folder(&[("metrics.jsonl", metrics), ("summary.json", "{\"test_f1\":0.5}")]).path());
+        let run = Run::load(
+            folder(&[("metrics.jsonl", metrics), ("summary.json", "{\"steps\":9,\"seconds\":1,\"test_f1\":0.5}")])
+                .path(),
+        );
         let run = run.expect("reads");
         assert_eq!(run.steps[&10].loss, Some(2.5));
         assert_eq!((run.epochs[&0].loss, run.epochs[&0].accuracy), (None, Some(0.5)));
         assert_eq!(run.results.expect("is there").test_f1, Some(0.5));
-        assert_eq!(run.sharpness, Vec::new());
+        assert!(run.sharpness.is_empty());
     }
 
     #[test]
@@ -267,25 +236,26 @@ mod tests {
         assert!(bad.contains("line 2: this is a line of neither"), "{bad}");
         let bad = error(&[("metrics.jsonl", good), ("summary.json", "{\n\"steps\": \"many\"}")]);
         assert!(bad.contains("summary.json: line 2: invalid type"), "{bad}");
-        let bad = error(&[("metrics.jsonl", good), ("summary.json", "{\"test_confusion\": [[1], [2]]}")]);
+        let bad = error(&[
+            ("metrics.jsonl", good),
+            ("summary.json", "{\"steps\":9,\"seconds\":1,\"test_confusion\":[[1], [2]]}"),
+        ]);
         assert!(bad.ends_with("summary.json: `test_confusion` is not square"), "{bad}");
     }
 
     #[test]
-    fn the_optimizer_is_named_by_its_axes() {
-        let recipe = |preset: Preset| {
-            let mut options = preset.options();
-            (options.rho, options.momentum) = (0.125, 0.5);
-            let mut table = toml::Table::from_iter([("lr".to_owned(), toml::Value::Float(0.5))]);
-            table.insert("step".into(), toml::Value::try_from(options).expect("serializes"));
-            Run { recipe: table.to_string(), ..Run::default() }
+    fn the_optimizer_is_the_nearest_preset() {
+        let named = |options: StepOptions| {
+            let step = toml::to_string(&options).expect("serializes");
+            Run { recipe: format!("lr = 0.5\n[step]\n{step}"), ..Run::default() }.optimizer().expect("is known")
         };
         for (preset, name) in Preset::ALL {
-            let text = recipe(preset).optimizer().expect("is known");
-            assert!(text.starts_with(&format!("{name}, ")), "{name}: {text}");
+            let options = preset.options();
+            let rho = options.ascent.map_or(String::new(), |_| format!(", rho {}", options.rho));
+            assert_eq!(named(options), format!("{name}{rho}, lr 0.5"));
         }
-        let text = recipe(Preset::Bisam).optimizer().expect("is known");
-        assert!(text.starts_with("bisam, ρ 0.125, learning rate 0.5"), "{text}");
+        let changed = StepOptions { rho: 0.125, momentum: 0.5, ..Preset::Bisam.options() };
+        assert_eq!(named(changed), "bisam, rho 0.125, momentum 0.5, lr 0.5");
         assert_eq!(Run::default().optimizer(), None);
     }
 }

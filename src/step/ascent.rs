@@ -29,18 +29,25 @@ pub fn ascent_loss(
     let at_label = b.mul(logits, one_hot)?;
     let at_label = b.sum(at_label, &[1], true);
     let margin = b.sub(logits, at_label)?;
-    let phi = if ascent == Ascent::Tanh {
-        let scaled = b.scale(margin, f64::from(options.alpha))?;
-        b.unary("Tanh", scaled)
-    } else {
-        let gamma = b.scalar_like(GAMMA, margin);
-        let flipped = b.sub(gamma, margin)?;
-        let soft = b.unary("Softplus", flipped);
-        b.one_minus(soft)?
-    };
+    let phi = bound(b, ascent, margin, options)?;
     let mu = f64::from(options.mu);
     let sharp = b.scale(phi, mu)?;
     let pooled = b.reduce("ReduceLogSumExp", sharp, &[1], false);
     let mean = b.mean_all(pooled);
     b.scale(mean, 1.0 / mu)
+}
+
+/// φ of every margin: tanh(αx) for [`Ascent::Tanh`], else 1 − log(1 + e^{γ−x}).
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn bound(b: &mut Builder<'_>, ascent: Ascent, margin: ValueId, options: &StepOptions) -> Result<ValueId> {
+    if ascent == Ascent::Tanh {
+        let scaled = b.scale(margin, f64::from(options.alpha))?;
+        return Ok(b.unary("Tanh", scaled));
+    }
+    let gamma = b.scalar_like(GAMMA, margin);
+    let flipped = b.sub(gamma, margin)?;
+    let soft = b.unary("Softplus", flipped);
+    b.one_minus(soft)
 }

@@ -336,9 +336,6 @@ pub fn train(
     };
     let json = serde_json::to_vec_pretty(&summary).map_err(|e| Error::new(e.to_string()))?;
     crate::onnx::write_atomically(&out.join("summary.json"), &json)?;
-    if let Err(e) = crate::report::write(out) {
-        observer.note(&format!("there is no report: {e}"));
-    }
     Ok(summary)
 }
 
