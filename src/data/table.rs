@@ -1,10 +1,8 @@
 //! Tables with a sample per row: tab-separated, comma-separated, or JSON Lines.
 
 use crate::error::{Error, IoContext, Result};
-use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Trim};
+use csv::{ErrorKind, Reader, ReaderBuilder};
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// How a table is written down.
@@ -50,55 +48,36 @@ pub(super) fn missing(file: &Path, format: TableFormat, columns: &[&str]) -> Res
     Ok(columns.iter().filter(|c| there.iter().all(|t| t != *c)).map(|c| (*c).to_owned()).collect())
 }
 
-/// Reads these columns of every sample. Columns that are all numbers are counted from 1, and the file has no header then.
-///
-/// # Errors
-/// A file that cannot be read, lacks a column, or has a line that is not like the others: names the line.
-pub(super) fn read(file: &Path, format: TableFormat, columns: &[&str]) -> Result<Vec<Row>> {
-    if let Some(column) = missing(file, format, columns)?.first() {
-        let there = names(file, format, numbered(columns))?;
-        let hint = if format != TableFormat::Jsonl && numbered(columns) {
-            format!("it has {} columns, counted from 1", there.len())
-        } else {
-            format!("its columns are: {}", there.join(", "))
-        };
-        return Err(Error::new(format!("there is no column `{column}`")).in_file(file).hint(hint));
-    }
-    let rows = match format {
-        TableFormat::Tsv | TableFormat::Csv => read_delimited(file, format, columns),
-        TableFormat::Jsonl => read_objects(file, columns),
-    }?;
-    if rows.is_empty() {
-        return Err(Error::new("there are no samples").in_file(file).hint("a header alone is no data"));
-    }
-    Ok(rows)
-}
-
 /// The names of a file's columns; their numbers when it has no header.
 ///
 /// # Errors
 /// A file that cannot be read or is empty.
 pub(super) fn names(file: &Path, format: TableFormat, numbered: bool) -> Result<Vec<String>> {
-    let names: Vec<String> = match format {
-        TableFormat::Tsv | TableFormat::Csv => {
-            let first = reader(file, format, false)?.into_records().next().transpose();
-            let first = first.map_err(|e| bad_record(&e).in_file(file))?.unwrap_or_default();
-            if numbered {
-                (1..=first.len()).map(|i| i.to_string()).collect()
-            } else {
-                first.iter().map(|name| name.trim().to_owned()).collect()
-            }
+    names_in(&text(file)?, format, numbered).map_err(|e| e.in_file(file))
+}
+
+/// Reads these columns of every sample. Columns that are all numbers are counted from 1, and the file has no header then.
+///
+/// # Errors
+/// A file that cannot be read, lacks a column, or has a line that is not like the others: names the line.
+pub(super) fn read(file: &Path, format: TableFormat, columns: &[&str]) -> Result<Vec<Row>> {
+    let text = text(file)?;
+    let read = || {
+        let there = names_in(&text, format, format != TableFormat::Jsonl && numbered(columns))?;
+        if let Some(column) = columns.iter().find(|c| there.iter().all(|t| t != *c)) {
+            let hint = format!("its columns are: {}", there.join(", "));
+            return Err(Error::new(format!("there is no column `{column}`")).hint(hint));
         }
-        TableFormat::Jsonl => {
-            let first = objects(file)?.next().transpose()?;
-            let with_value = first.into_iter().flat_map(|(_, o)| o).filter(|(_, v)| !v.is_null());
-            with_value.map(|(name, _)| name).collect()
+        let rows = match format {
+            TableFormat::Tsv | TableFormat::Csv => read_delimited(&text, format, columns, &there),
+            TableFormat::Jsonl => read_objects(&text, columns),
+        }?;
+        if rows.is_empty() {
+            return Err(Error::new("there are no samples").hint("a header alone is no data"));
         }
+        Ok(rows)
     };
-    if names.is_empty() {
-        return Err(Error::new("the file is empty").in_file(file).hint("a sample per line is expected"));
-    }
-    Ok(names)
+    read().map_err(|e| e.in_file(file))
 }
 
 /// Whether columns are asked for by number.
@@ -106,63 +85,103 @@ fn numbered(columns: &[&str]) -> bool {
     columns.iter().all(|c| c.parse::<usize>().is_ok())
 }
 
-fn reader(file: &Path, format: TableFormat, header: bool) -> Result<Reader<File>> {
+/// The content of a file, without a byte order mark.
+fn text(file: &Path) -> Result<String> {
+    let hint = "give the path of a table, or of a folder with a train file";
+    let bytes = std::fs::read(file).file(file).map_err(|e| e.hint(hint))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        Error::new(format!("line {line} is not UTF-8")).in_file(file).hint("convert the file to UTF-8")
+    })?;
+    if text.trim().is_empty() {
+        return Err(Error::new("the file is empty").in_file(file).hint("a sample per line is expected"));
+    }
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+fn names_in(text: &str, format: TableFormat, numbered: bool) -> Result<Vec<String>> {
+    if format == TableFormat::Jsonl {
+        let first = objects(text).next().transpose()?;
+        let with_value = first.into_iter().flat_map(|(_, object)| object).filter(|(_, v)| !v.is_null());
+        return Ok(with_value.map(|(name, _)| name).collect());
+    }
+    let first = reader(text, format, false).into_records().next().transpose();
+    let first = first.map_err(|e| Error::new(e.to_string()))?.unwrap_or_default();
+    if numbered {
+        Ok((1..=first.len()).map(|i| i.to_string()).collect())
+    } else {
+        Ok(first.iter().map(|name| name.trim().to_owned()).collect())
+    }
+}
+
+fn reader(text: &str, format: TableFormat, header: bool) -> Reader<&[u8]> {
     let mut builder = ReaderBuilder::new();
-    builder.has_headers(header).trim(Trim::Headers);
+    builder.has_headers(header);
     if format == TableFormat::Tsv {
         builder.delimiter(b'\t').quoting(false);
     }
-    Ok(builder.from_reader(File::open(file).file(file)?))
+    builder.from_reader(text.as_bytes())
 }
 
-fn bad_record(error: &csv::Error) -> Error {
-    let line = error.position().map_or(0, csv::Position::line);
-    match error.kind() {
-        ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            Error::new(format!("line {line} has {len} columns, but the first has {expected_len}"))
-                .hint("every line needs the same columns: look for a missing or an additional separator")
-        }
-        ErrorKind::Utf8 { .. } => Error::new(format!("line {line} is not UTF-8")).hint("convert the file to UTF-8"),
-        _ => Error::new(error.to_string()),
+/// Finds the lines of ascending places in a text.
+struct Lines<'a> {
+    text: &'a str,
+    at: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line of the first record from `place` on. A record's place is that of the line break, or empty lines, before it.
+    fn line(&mut self, place: Option<&csv::Position>) -> u64 {
+        let from = place.map_or(self.at, |p| p.byte() as usize);
+        let breaks = self.text.as_bytes()[from..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        let skipped = &self.text.as_bytes()[self.at..from + breaks];
+        self.line += skipped.iter().filter(|b| **b == b'\n').count() as u64;
+        self.at = from + breaks;
+        self.line
     }
 }
 
-fn read_delimited(file: &Path, format: TableFormat, columns: &[&str]) -> Result<Vec<Row>> {
-    let numbered = numbered(columns);
-    let there = names(file, format, numbered)?;
+/// The rows of a table whose columns are `there`.
+fn read_delimited(text: &str, format: TableFormat, columns: &[&str], there: &[String]) -> Result<Vec<Row>> {
     let at: Vec<usize> = columns.iter().filter_map(|c| there.iter().position(|t| t == c)).collect();
-    let row = |record: StringRecord| Row {
-        line: record.position().map_or(0, csv::Position::line),
-        fields: at.iter().map(|i| record.get(*i).unwrap_or_default().to_owned()).collect(),
-    };
-    let records = reader(file, format, !numbered)?.into_records();
-    records.map(|r| r.map(row).map_err(|e| bad_record(&e).in_file(file))).collect()
-}
-
-/// The objects of a file, with their lines; empty lines are passed over.
-fn objects(file: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String, Value>)>>> {
-    let lines = BufReader::new(File::open(file).file(file)?).lines();
-    let object = move |(line, text): (u64, std::io::Result<String>)| {
-        let text = match text {
-            Ok(text) if text.trim().is_empty() => return None,
-            Ok(text) => text,
-            Err(e) => return Some(Err(Error::new(format!("line {line}: {e}")).in_file(file))),
-        };
-        let parsed = serde_json::from_str(&text).map_err(|e| {
-            Error::new(format!("line {line} is not a JSON object: {e}"))
-                .in_file(file)
-                .hint("JSON Lines has one object per line (`jq -c '.[]'` makes them of an array)")
-        });
-        Some(parsed.map(|object| (line, object)))
-    };
-    Ok((1..).zip(lines).filter_map(object))
-}
-
-fn read_objects(file: &Path, columns: &[&str]) -> Result<Vec<Row>> {
+    let mut lines = Lines { text, at: 0, line: 1 };
     let mut rows = Vec::new();
-    for object in objects(file)? {
+    for record in reader(text, format, !numbered(columns)).into_records() {
+        let record = record.map_err(|e| {
+            let line = lines.line(e.position());
+            match e.kind() {
+                ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                    Error::new(format!("line {line} has {len} columns, but the first has {expected_len}"))
+                        .hint("every line needs the same columns: look for a missing or an additional separator")
+                }
+                _ => Error::new(e.to_string()),
+            }
+        })?;
+        let field = |i: &usize| record.get(*i).unwrap_or_default().to_owned();
+        rows.push(Row { line: lines.line(record.position()), fields: at.iter().map(field).collect() });
+    }
+    Ok(rows)
+}
+
+/// The objects of a text, with their lines; empty lines are passed over.
+fn objects(text: &str) -> impl Iterator<Item = Result<(u64, Map<String, Value>)>> {
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(line, text)| {
+        let object = serde_json::from_str(text).map_err(|e| {
+            Error::new(format!("line {line} is not a JSON object: {e}"))
+                .hint("JSON Lines has one object per line (`jq -c '.[]'` makes them of an array)")
+        })?;
+        Ok((line, object))
+    })
+}
+
+fn read_objects(text: &str, columns: &[&str]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for object in objects(text) {
         let (line, mut object) = object?;
-        let mut field = |column: &str| match object.remove(column) {
+        let mut field = |column: &&str| match object.remove(*column) {
             Some(Value::String(text)) => Ok(text),
             Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
             None | Some(Value::Null) => {
@@ -171,8 +190,7 @@ fn read_objects(file: &Path, columns: &[&str]) -> Result<Vec<Row>> {
             Some(_) => Err(Error::new(format!("line {line}: `{column}` is neither text nor a number"))
                 .hint("nested values are no columns")),
         };
-        let fields = columns.iter().map(|c| field(c)).collect::<Result<_>>().map_err(|e| e.in_file(file))?;
-        rows.push(Row { line, fields });
+        rows.push(Row { line, fields: columns.iter().map(&mut field).collect::<Result<_>>()? });
     }
     Ok(rows)
 }
@@ -253,6 +271,6 @@ mod tests {
         refused(Jsonl, b"[{\"s\": \"a\", \"label\": 1}]\n", &columns, "line 1 is not a JSON object");
         refused(Jsonl, b"{\"s\": \"a\", \"label\": 1}\n{\"s\": \"b\"}\n", &columns, "line 2 has no `label`");
         refused(Jsonl, b"{\"s\": [\"a\"], \"label\": 1}\n", &columns, "line 1: `s` is neither text nor a number");
-        refused(Jsonl, b"{\"s\": \"a\", \"label\": 1}\n\xff\n", &columns, "line 2: ");
+        refused(Jsonl, b"{\"s\": \"a\", \"label\": 1}\n\xff\n", &columns, "line 2 is not UTF-8");
     }
 }

@@ -192,19 +192,16 @@ impl Classes {
         if !given.is_empty() {
             return Ok(Self { names: given.to_vec(), named: true });
         }
-        if first.iter().any(|r| label(r).parse::<i64>().is_err()) {
-            let mut names: Vec<String> = first.iter().map(|r| label(r).to_owned()).filter(|l| !l.is_empty()).collect();
-            names.sort();
-            names.dedup();
-            let number = |n: &String| n.parse::<f64>().is_ok_and(f64::is_finite);
-            if let Some(part) = parts.first().filter(|_| names.iter().all(number)) {
-                let fraction = names.iter().find(|n| n.parse::<i64>().is_err()).map_or("", String::as_str);
-                let cause = format!("label `{fraction}` is no class");
-                return Err(Error::new(cause).in_file(&part.file).hint(
-                    "classes are names or whole numbers from 0 on; scores, as those of STS-B, cannot be learned",
-                ));
+        let mut names: Vec<&str> = first.iter().map(label).filter(|l| !l.is_empty()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if let Some(word) = names.iter().find(|n| n.parse::<i64>().is_err()) {
+            if names.iter().all(|n| n.parse::<f64>().is_ok_and(f64::is_finite)) {
+                let file = parts.first().map_or(Path::new(""), |p| &p.file);
+                let hint = "classes are names or whole numbers from 0 on; scores, as those of STS-B, cannot be learned";
+                return Err(Error::new(format!("label `{word}` is no class")).in_file(file).hint(hint));
             }
-            return Ok(Self { names, named: true });
+            return Ok(Self { names: names.into_iter().map(str::to_owned).collect(), named: true });
         }
         let numbers = Self { names: Vec::new(), named: false };
         let mut classes = 0;

@@ -15,12 +15,14 @@
 
 mod bounds;
 mod curves;
+mod experiment;
 mod results;
 mod run;
 mod section;
 mod sharpness;
 
 pub use bounds::bounds;
+pub use experiment::write_experiment;
 pub use run::{Epoch, Run, Step};
 pub use section::{Section, html_page};
 

@@ -9,7 +9,6 @@ use crate::onnx::write_atomically;
 use crate::step::Kernels;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use toml::{Table, Value};
@@ -249,25 +248,39 @@ impl Measure {
 }
 
 impl Results {
-    /// The table in Markdown.
-    pub fn markdown(&self) -> String {
+    /// Names of the columns.
+    pub fn columns(&self) -> Vec<&str> {
         let mut columns: Vec<&str> = Vec::new();
         for cell in &self.cells {
             if !columns.contains(&cell.column.as_str()) {
                 columns.push(&cell.column);
             }
         }
+        columns
+    }
+
+    /// The cells, row by row.
+    pub fn rows(&self) -> impl Iterator<Item = &[Cell]> {
+        self.cells.chunks(self.columns().len().max(1))
+    }
+
+    /// What the cells show.
+    pub fn caption(&self) -> String {
+        format!("{}, mean ± standard deviation of {} seeds.", self.measure.caption(&self.cells), self.seeds)
+    }
+
+    /// The table in Markdown.
+    pub fn markdown(&self) -> String {
+        let columns = self.columns();
         let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
         let mut text = format!("{}\n\n", self.title);
         text += &line(&mut std::iter::once(String::new()).chain(columns.iter().map(|c| (*c).to_owned())));
         text += &format!("|---|{}\n", "---:|".repeat(columns.len()));
-        for row in self.cells.chunks(columns.len().max(1)) {
+        for row in self.rows() {
             let name = row.first().map_or(String::new(), |c| c.row.clone());
             text += &line(&mut std::iter::once(name).chain(row.iter().map(|c| c.text(self.seeds))));
         }
-        let _ =
-            write!(text, "\n{}, mean ± standard deviation of {} seeds.", self.measure.caption(&self.cells), self.seeds);
-        text
+        text + "\n" + &self.caption()
     }
 
     fn write(&self, out: &Path) -> Result<()> {
@@ -278,7 +291,8 @@ impl Results {
 }
 
 impl Cell {
-    fn text(&self, seeds: u64) -> String {
+    /// Mean and deviation, as a table shows them; how many runs they are of unless that is `seeds`.
+    pub fn text(&self, seeds: u64) -> String {
         let Some(mean) = self.mean else { return "–".to_owned() };
         let spread = self.deviation.map_or(String::new(), |d| format!(" ± {d:.2}"));
         let n = self.values.len();

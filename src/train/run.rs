@@ -8,7 +8,7 @@ use super::schedule::Unit;
 use crate::adapt::{Untied, freeze, replace_head, untie};
 use crate::data::{
     Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
-    TextOptions, open, open_shapes,
+    TextOptions, check_vocabulary, open, open_shapes,
 };
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
@@ -123,6 +123,9 @@ impl Summary {
     }
 }
 
+/// Tokens that any model of texts takes.
+const SHORT_TEXT: usize = 8;
+
 /// A confusion matrix of more classes is not written out.
 const SHOWN_CLASSES: usize = 100;
 
@@ -170,7 +173,8 @@ pub fn train(
     let splits = open_data(&spec, &graph, recipe.text.as_ref())?;
     splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&graph, &splits.train, recipe.batch_size);
-    let prepared = prepare(&graph, &sizes, recipe.ends(), engine).map_err(|e| e.in_file(&model.path))?;
+    let prepared = prepare(&graph, &sizes, recipe.ends(), engine)
+        .map_err(|e| blame_length(e, recipe, &graph, &sizes, engine).in_file(&model.path))?;
     let mut recipe = recipe.clone();
     if let Some(text) = &mut recipe.text {
         text.remember_classes(&splits.classes);
@@ -436,7 +440,9 @@ pub(crate) fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
 
 /// Reads the data that `graph` is to be fed with; the error names them.
 pub(crate) fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
-    open(spec, &declared(graph), text).map_err(|e| e.in_file(spec.path()))
+    let open =
+        || open(spec, &declared(graph), text).and_then(|splits| check_vocabulary(graph, &splits).map(|()| splits));
+    open().map_err(|e| e.in_file(spec.path()))
 }
 
 /// What the file says about the inputs.
@@ -451,6 +457,18 @@ fn declared(graph: &Graph) -> Vec<(String, Declared)> {
 /// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
 pub(crate) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
     Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
+}
+
+/// Says so when the only fault of texts is their length: a model has a table of so many positions.
+fn blame_length(error: Error, recipe: &Recipe, graph: &Graph, sizes: &Sizes, engine: &Engine) -> Error {
+    let Some(text) = &recipe.text else { return error };
+    let mut short = sizes.clone();
+    short.shapes.values_mut().for_each(|shape| shape[1..].fill(SHORT_TEXT));
+    if text.max_length <= SHORT_TEXT || prepare(graph, &short, recipe.ends(), engine).is_err() {
+        return error;
+    }
+    Error::new(format!("the model does not run on texts of {} tokens ({})", text.max_length, error.cause()))
+        .hint("choose a smaller --max-length: a model takes no more tokens than it has positions for")
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
@@ -545,8 +563,8 @@ pub struct Evaluation {
 
 /// Evaluates a model on one split (`train`, `valid` or `test`) of the data set that `recipe` names.
 ///
-/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are normalized by the
-/// statistics of the training split. `note` is told how the data was made to fit the model.
+/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are
+/// normalized by the statistics of the training split. `note` is told how the data was made to fit the model.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a split that is not there.
@@ -561,7 +579,8 @@ pub fn evaluate_model(
     let splits = open_data(&spec, graph, recipe.text.as_ref())?;
     splits.notes.iter().for_each(|n| note(n));
     let ends = Ends { loss: None, ..recipe.ends() };
-    let prepared = prepare(graph, &sizes(graph, &splits.train, recipe.batch_size), ends, engine)?;
+    let sizes = sizes(graph, &splits.train, recipe.batch_size);
+    let prepared = prepare(graph, &sizes, ends, engine).map_err(|e| blame_length(e, recipe, graph, &sizes, engine))?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let names = class_names(&splits, classes);
