@@ -21,7 +21,7 @@ pub fn figures(found: &[Sharpness]) -> Vec<(String, Drawing)> {
     }
     let plane = found.first().and_then(|s| s.plane.as_ref());
     if let Some(plane) = plane {
-        let maps: [(&str, &str, _, fn(f64) -> f64); 2] = [
+        let maps: [(&str, &str, _, Shown); 2] = [
             ("plane-loss", "log₁₀ of cross-entropy", &plane.loss, f64::log10),
             ("plane-error", "error in %", &plane.error, |v| v * 100.0),
         ];
@@ -41,6 +41,9 @@ pub fn figures(found: &[Sharpness]) -> Vec<(String, Drawing)> {
     }
     all
 }
+
+/// How a map shows a value.
+type Shown = fn(f64) -> f64;
 
 /// What a figure shows of a point.
 type Value = fn(&Sharpness, &Point) -> f64;
