@@ -29,13 +29,31 @@ pub fn ascent_loss(
     let at_label = b.mul(logits, one_hot)?;
     let at_label = b.sum(at_label, &[1], true);
     let margin = b.sub(logits, at_label)?;
-    let phi = bound(b, ascent, margin, options)?;
     let mu = f64::from(options.mu);
-    let sharp = b.scale(phi, mu)?;
-    let pooled = b.reduce("ReduceLogSumExp", sharp, &[1], false);
+    let pooled = if ascent == Ascent::NegLog && options.mu == 1.0 {
+        // exp φ(x) = e σ(x − γ): one function in the place of three.
+        let shifted = b.offset(margin, -GAMMA)?;
+        let sigmoid = b.unary("Sigmoid", shifted);
+        let sum = b.sum(sigmoid, &[1], false);
+        let sum = b.scale(sum, std::f64::consts::E)?;
+        b.unary("Log", sum)
+    } else {
+        let phi = bound(b, ascent, margin, options)?;
+        let sharp = b.scale(phi, mu)?;
+        if options.mu <= PLAIN_MU {
+            let exponential = b.unary("Exp", sharp);
+            let sum = b.sum(exponential, &[1], false);
+            b.unary("Log", sum)
+        } else {
+            b.reduce("ReduceLogSumExp", sharp, &[1], false)
+        }
+    };
     let mean = b.mean_all(pooled);
     b.scale(mean, 1.0 / mu)
 }
+
+/// Up to here exp(μφ) cannot overflow, for φ ≤ 1; and as φ = 0 at the label, a sum over the classes is at least 1.
+const PLAIN_MU: f32 = 60.0;
 
 /// φ of every margin: tanh(αx) for [`Ascent::Tanh`], else 1 − log(1 + e^{γ−x}).
 ///
