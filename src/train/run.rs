@@ -396,10 +396,7 @@ fn measure(
 struct Log {
     file: std::fs::File,
     path: std::path::PathBuf,
-    /// Made with the first event, so that a run that fails before it leaves nothing.
-    events: Option<Events>,
-    folder: std::path::PathBuf,
-    done: u64,
+    events: Events,
 }
 
 impl Log {
@@ -407,25 +404,17 @@ impl Log {
     fn open(folder: &Path, append: bool, done: u64) -> Result<Self> {
         let path = folder.join("metrics.jsonl");
         let file = std::fs::OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(&path);
-        Ok(Self { file: file.file(&path)?, path, events: None, folder: folder.to_owned(), done })
+        Ok(Self { file: file.file(&path)?, path, events: Events::create(folder, done)? })
     }
 
     fn step(&mut self, report: &StepReport) -> Result<()> {
         self.line(report)?;
-        self.scalars(report.step, &of_step(report))
+        self.events.scalars(report.step, &of_step(report))
     }
 
     fn epoch(&mut self, steps: u64, report: &EpochReport) -> Result<()> {
         self.line(report)?;
-        self.scalars(steps, &of_epoch(report))
-    }
-
-    fn scalars(&mut self, step: u64, scalars: &[(String, f32)]) -> Result<()> {
-        let events = match &mut self.events {
-            Some(events) => events,
-            none => none.insert(Events::create(&self.folder, self.done)?),
-        };
-        events.scalars(step, scalars)
+        self.events.scalars(steps, &of_epoch(report))
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
