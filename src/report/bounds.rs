@@ -20,7 +20,7 @@ const BOUNDS: [(&str, Ascent, f32); 3] = [
 const STEPS: i16 = 80;
 const WIDTH: f32 = 0.05;
 
-/// The step function 1[x > 0], the 0-1 loss of a margin, and the bounds below it: the graph that a training step ascends, run by
+/// The step function `1[x > 0]`, the 0-1 loss of a margin, and the bounds below it: the graph that a training step ascends, run by
 /// `evaluator`.
 ///
 /// # Errors
