@@ -4,6 +4,11 @@
 
 Each round runs some steps of every method in turn; the figure is the median over rounds of a round's median step. Prints a
 Markdown table: milliseconds, and the ratio to sgd and to sam.
+
+    python benches/methods.py --losses [--classes 100]      what an ascent loss costs beside cross-entropy (Table 12)
+
+The model then is its logits alone, made with the package `onnx`. A pass of SAM computes cross-entropy and its gradient, one of
+BiSAM these and the bound's, so the bound costs the difference.
 """
 
 import argparse
@@ -11,6 +16,7 @@ import json
 import os
 import statistics
 import subprocess
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +36,45 @@ METHODS = {
     "ksam": [],
     "gsam": [],
     "looksam": [],
+    "rsam": [],
+    "bsam": [],
 }
+
+
+def bench(options, model, flags, steps):
+    """What `bisam bench` reports."""
+    command = [options.bisam, "-q", "--threads", str(options.threads), "bench", model, "--json"]
+    command += ["--batch", str(options.batch), "--steps", str(steps), *flags]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def losses(options):
+    """Microseconds of a pass over logits alone, with and without a bound."""
+    import numpy
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows = ["N", options.classes]
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, rows) for name in ("x", "logits")}
+    bias = numpy_helper.from_array(numpy.linspace(-1, 1, options.classes, dtype=numpy.float32), "bias")
+    node = helper.make_node("Add", ["x", "bias"], ["logits"])
+    graph = helper.make_graph([node], "logits", [values["x"]], [values["logits"]], [bias])
+    passes = {"sgd": 1, "sam": 2, "bisam": 2, "bisam-tanh": 2}
+    times = {name: [] for name in passes}
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "logits.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+        for _ in range(options.rounds):
+            for name, count in passes.items():
+                result = bench(options, model, ["--optimizer", name], 1000)
+                times[name].append(1e3 * result["step_ms"] / count)
+    median = {name: statistics.median(t) for name, t in times.items()}
+    print("| loss | µs | × cross-entropy |")
+    print("|---|--:|--:|")
+    print(f"| cross-entropy (a pass of sam) | {median['sam']:.0f} | 1.00 |")
+    for name in ("bisam", "bisam-tanh"):
+        added = median[name] - median["sam"]
+        print(f"| the bound of {name}, in addition | {added:.0f} | {added / median['sam']:.2f} |")
 
 
 def main():
@@ -42,14 +86,16 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="a multiple of LookSAM's period, 5")
+    parser.add_argument("--losses", action="store_true", help="the losses alone")
+    parser.add_argument("--classes", type=int, default=100)
     options = parser.parse_args()
+    if options.losses:
+        return losses(options)
     times = {name: [] for name in METHODS}
     peaks = {}
     for _ in range(options.rounds):
         for name, flags in METHODS.items():
-            command = [options.bisam, "-q", "--threads", str(options.threads), "bench", options.model, "--json"]
-            command += ["--batch", str(options.batch), "--steps", str(options.steps), *(flags or ["--optimizer", name])]
-            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            result = bench(options, options.model, flags or ["--optimizer", name], options.steps)
             # LookSAM's steps are not alike: their mean counts.
             times[name].append(statistics.mean(result["steps_ms"]) if name == "looksam" else result["step_ms"])
             peaks[name] = result["peak_bytes"]
