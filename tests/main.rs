@@ -12,6 +12,7 @@ mod export;
 mod forms;
 mod gradcheck;
 mod graphs;
+mod head;
 mod inspect;
 mod kernels;
 mod layers;

@@ -59,15 +59,20 @@ pub fn replace_head(graph: &mut Graph, output: Option<&str>, classes: usize, see
         return Ok(false);
     }
     shape[axis] = classes;
-    let bound = 1.0 / (shape[fan_axis] as f64).sqrt();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let values: Vec<f64> = (0..shape.iter().product()).map(|_| rng.random_range(-bound..bound)).collect();
-    let dtype = old.dtype();
-    graph.set_source(weight, Source::Param(Tensor::from_f64(dtype, &shape, &values)));
+    let fresh = uniform(old.dtype(), &shape, shape[fan_axis], seed);
+    graph.set_source(weight, Source::Param(fresh));
     if let Some(b) = bias {
         graph.set_source(b, Source::Param(Tensor::full(DType::F32, &[classes], 0.0)));
     }
     Ok(true)
+}
+
+/// A weight uniform in ±1/√fan_in, drawn with `seed`.
+pub(super) fn uniform(dtype: DType, shape: &[usize], fan_in: usize, seed: u64) -> Tensor {
+    let bound = 1.0 / (fan_in as f64).sqrt();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_| rng.random_range(-bound..bound)).collect();
+    Tensor::from_f64(dtype, shape, &values)
 }
 
 fn next(node: &Node, slot: usize) -> Option<ValueId> {

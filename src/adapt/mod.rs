@@ -1,12 +1,14 @@
-//! Makes an imported graph trainable: parameters untied and frozen, head replaced, normalization and dropout in the wanted mode,
+//! Makes an imported graph trainable: parameters untied and frozen, head replaced or appended, normalization and dropout in the wanted mode,
 //! logits found behind a final Softmax.
 
+mod append;
 mod freeze;
 mod head;
 mod logits;
 mod mode;
 mod untie;
 
+pub use append::{Appended, MASK_NAMES, append_head};
 pub use freeze::{Selection, freeze};
 pub use head::replace_head;
 pub use logits::find_logits;

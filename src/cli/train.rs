@@ -82,13 +82,13 @@ pub struct Args {
     /// Train only parameters that match
     #[arg(long, value_name = "PATTERN")]
     train_only: Vec<String>,
-    /// A new head for this many classes
+    /// A new head for this many classes: in the place of the last linear layer, or appended to an embedding
     #[arg(long)]
     num_classes: Option<usize>,
     /// cross-entropy, or a scalar output of the model that is its own loss [default: cross-entropy]
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
-    /// The output that holds the logits
+    /// The output that holds the logits, or the embedding that --num-classes appends a head to
     #[arg(long)]
     logits: Option<String>,
     /// Seed of every random choice

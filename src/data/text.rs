@@ -24,8 +24,7 @@ pub struct TextOptions {
     pub label: String,
     /// The `tokenizer.json` that belongs to the model.
     pub tokenizer: PathBuf,
-    /// Tokens of a sample, special tokens included: longer ones are cut, shorter ones padded. A model that fixes the number
-    /// decides.
+    /// The most tokens of a sample, special tokens included: longer ones are cut. A model that fixes the number decides.
     pub max_length: usize,
     /// The classes in their order, where labels are names; filled in by the run, so that another file gets the same order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -105,8 +104,8 @@ pub(super) fn open(
     };
     options.check(&train, format)?;
     let encoder = Encoder::new(&options.tokenizer, inputs, options.max_length, options.text.len())?;
-    if encoder.length != options.max_length {
-        notes.push(format!("the model takes {} tokens: that is the length texts are cut at", encoder.length));
+    if encoder.longest != options.max_length {
+        notes.push(format!("the model takes {} tokens: that is the length texts are cut at", encoder.longest));
     }
     let part =
         |file: PathBuf| -> Result<Part> { Ok(Part { rows: table::read(&file, format, &options.columns())?, file }) };
@@ -122,15 +121,25 @@ pub(super) fn open(
         let numbered: Vec<String> = classes.names.iter().enumerate().map(|(i, n)| format!("{n} {i}")).collect();
         notes.push(format!("classes: {}", numbered.join(", ")));
     }
-    let mut dataset = |part: &Part| -> Result<Dataset> {
+    let mut tokens = Vec::with_capacity(parts.len());
+    for part in &parts {
         let texts: Vec<&[String]> = part.rows.iter().map(|r| &r.fields[..options.text.len()]).collect();
         let encoded = encoder.encode(&texts)?;
         if encoded.cut > 0 {
             let name = part.file.file_name().unwrap_or_default().display();
-            let (cut, all, length) = (encoded.cut, texts.len(), encoder.length);
+            let (cut, all, length) = (encoded.cut, texts.len(), encoder.longest);
             notes.push(format!("{name}: {cut} of {all} texts are longer than {length} tokens and are cut"));
         }
-        Ok(Dataset { samples: Samples::Arrays(encoded.arrays), labels: classes.labels(part)? })
+        tokens.push(encoded);
+    }
+    let length = encoder.length(&tokens);
+    if length < encoder.longest {
+        notes.push(format!("texts are padded to {length} tokens: none is longer"));
+    }
+    let mut tokens = tokens.into_iter();
+    let mut dataset = |part: &Part| -> Result<Dataset> {
+        let arrays = tokens.next().map(|encoded| encoder.arrays(&encoded, length)).transpose()?.unwrap_or_default();
+        Ok(Dataset { samples: Samples::Arrays(arrays), labels: classes.labels(part)? })
     };
     let train_set = dataset(&train)?;
     let valid = valid.as_ref().map(&mut dataset).transpose()?;

@@ -1,5 +1,6 @@
 //! Texts as the token arrays that a model takes, by the Hugging Face tokenizer that belongs to it.
 
+use crate::adapt::MASK_NAMES;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Dim, Element, Tensor};
 use std::collections::BTreeMap;
@@ -9,6 +10,9 @@ use tokenizers::{Encoding, PaddingDirection, Tokenizer, TruncationParams};
 
 /// Texts that are tokenized at a time; an encoding holds much more than its numbers.
 const CHUNK: usize = 4096;
+
+/// Rows are as long as a multiple of this many tokens.
+const ROUND: usize = 8;
 
 /// Names of padding tokens where the file has no `padding` section.
 const PAD_TOKENS: [&str; 2] = ["[PAD]", "<pad>"];
@@ -27,7 +31,7 @@ enum Role {
 /// The names that exporters give to these inputs.
 const ROLES: [(Role, &[&str]); 3] = [
     (Role::Id, &["input_ids", "input_word_ids"]),
-    (Role::Mask, &["attention_mask", "input_mask"]),
+    (Role::Mask, &MASK_NAMES),
     (Role::Type, &["token_type_ids", "segment_ids", "input_type_ids"]),
 ];
 
@@ -36,8 +40,10 @@ pub(super) struct Encoder {
     tokenizer: Tokenizer,
     file: PathBuf,
     inputs: Vec<Input>,
-    /// Tokens of a row, padding included.
-    pub(super) length: usize,
+    /// Texts of more tokens are cut.
+    pub(super) longest: usize,
+    /// Rows have that many tokens whatever the texts: the model says so, or nothing tells it what is padding.
+    always: bool,
     pad: Pad,
 }
 
@@ -53,16 +59,18 @@ struct Pad {
     left: bool,
 }
 
-/// The arrays of some texts.
+/// The tokens of some texts, without padding.
 pub(super) struct Encoded {
-    /// By name of the input, [texts, length].
-    pub(super) arrays: BTreeMap<String, Tensor>,
+    /// What each input is told about them, one text after the other.
+    columns: Vec<Vec<u32>>,
+    /// Tokens of each text.
+    lengths: Vec<usize>,
     /// Texts that were cut.
     pub(super) cut: usize,
 }
 
 impl Encoder {
-    /// Reads `file` (a `tokenizer.json`), for rows of `max_length` tokens where the model does not fix their number.
+    /// Reads `file` (a `tokenizer.json`), for rows of up to `max_length` tokens where the model does not fix their number.
     ///
     /// # Errors
     /// A file that is no tokenizer or has no padding token; inputs that do not take tokens; a length without room for text.
@@ -72,14 +80,15 @@ impl Encoder {
         let mut tokenizer = Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::new(format!("not a tokenizer: {e}")).in_file(file).hint(hint))?;
         let pad = pad(&tokenizer).map_err(|e| e.in_file(file))?;
-        let length = fixed_length(inputs)?.unwrap_or(max_length);
+        let fixed = fixed_length(inputs)?;
+        let longest = fixed.unwrap_or(max_length);
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(texts > 1));
-        if length <= special {
-            let cause = format!("{length} tokens leave no room for text beside {special} special tokens");
+        if longest <= special {
+            let cause = format!("{longest} tokens leave no room for text beside {special} special tokens");
             return Err(Error::new(cause).hint("choose a larger --max-length"));
         }
         let direction = tokenizer.get_truncation().map(|t| t.direction).unwrap_or_default();
-        let truncation = TruncationParams { max_length: length, direction, ..TruncationParams::default() };
+        let truncation = TruncationParams { max_length: longest, direction, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::new(e.to_string()).in_file(file))?;
         // Rows are padded here: the tokenizer would make a string of every padding token.
         tokenizer.with_padding(None);
@@ -92,16 +101,17 @@ impl Encoder {
                 (_, several) => return Err(no_tokens(&format!("inputs {} mean the same", several.join(" and ")))),
             }
         }
-        Ok(Self { tokenizer, file: file.to_owned(), inputs, length, pad })
+        let always = fixed.is_some() || inputs.iter().all(|i| i.role != Role::Mask);
+        Ok(Self { tokenizer, file: file.to_owned(), inputs, longest, always, pad })
     }
 
-    /// The arrays of `texts`, each one text or a pair, with special tokens, cut at and padded to the same length. Of a pair the
-    /// longer text is cut first.
+    /// The tokens of `texts`, each one text or a pair, with special tokens. Of a pair the longer text is cut first.
     ///
     /// # Errors
     /// A text that the tokenizer cannot take.
     pub(super) fn encode(&self, texts: &[&[String]]) -> Result<Encoded> {
-        let mut columns = vec![Vec::with_capacity(texts.len() * self.length); self.inputs.len()];
+        let mut columns = vec![Vec::new(); self.inputs.len()];
+        let mut lengths = Vec::with_capacity(texts.len());
         let mut cut = 0;
         for chunk in texts.chunks(CHUNK) {
             let given: Vec<EncodeInput<'_>> = chunk
@@ -115,39 +125,63 @@ impl Encoder {
             let encodings = self.tokenizer.encode_batch_fast(given, true);
             for encoding in encodings.map_err(|e| Error::new(e.to_string()).in_file(&self.file))? {
                 cut += usize::from(!encoding.get_overflowing().is_empty());
+                let length = encoding.len().min(self.longest);
+                lengths.push(length);
                 for (input, column) in self.inputs.iter().zip(&mut columns) {
-                    self.append(&encoding, input.role, column);
+                    column.extend(&of_role(&encoding, input.role)[..length]);
                 }
             }
         }
-        let shape = [texts.len(), self.length];
-        let tensor = |(input, column): (&Input, Vec<u32>)| {
+        Ok(Encoded { columns, lengths, cut })
+    }
+
+    /// Tokens of a row, padding included, in which every text of `all` has room.
+    pub(super) fn length<'a>(&self, all: impl IntoIterator<Item = &'a Encoded>) -> usize {
+        let longest = all.into_iter().flat_map(|e| &e.lengths).max().copied().unwrap_or_default();
+        if self.always { self.longest } else { longest.max(1).next_multiple_of(ROUND).min(self.longest) }
+    }
+
+    /// The arrays [texts, length] by the name of the input, padded.
+    ///
+    /// # Errors
+    /// A length in which a text has no room.
+    pub(super) fn arrays(&self, encoded: &Encoded, length: usize) -> Result<BTreeMap<String, Tensor>> {
+        let shape = [encoded.lengths.len(), length];
+        let array = |(input, column): (&Input, &Vec<u32>)| {
+            let padding = match input.role {
+                Role::Id => self.pad.id,
+                Role::Mask => 0,
+                Role::Type => self.pad.type_id,
+            };
+            let mut padded = Vec::with_capacity(shape[0] * length);
+            let mut rest = column.as_slice();
+            for n in &encoded.lengths {
+                let (values, others) = rest.split_at(*n);
+                let padding = std::iter::repeat_n(padding, length.saturating_sub(*n));
+                if self.pad.left {
+                    padded.extend(padding);
+                    padded.extend(values);
+                } else {
+                    padded.extend(values);
+                    padded.extend(padding);
+                }
+                rest = others;
+            }
             let tensor = match input.dtype {
-                DType::I32 => integers::<i32>(&shape, &column),
-                _ => integers::<i64>(&shape, &column),
+                DType::I32 => integers::<i32>(&shape, &padded),
+                _ => integers::<i64>(&shape, &padded),
             };
             Ok((input.name.clone(), tensor?))
         };
-        let arrays = self.inputs.iter().zip(columns).map(tensor).collect::<Result<_>>()?;
-        Ok(Encoded { arrays, cut })
+        self.inputs.iter().zip(&encoded.columns).map(array).collect()
     }
+}
 
-    /// One row of an input.
-    fn append(&self, encoding: &Encoding, role: Role, column: &mut Vec<u32>) {
-        let (values, padding) = match role {
-            Role::Id => (encoding.get_ids(), self.pad.id),
-            Role::Mask => (encoding.get_attention_mask(), 0),
-            Role::Type => (encoding.get_type_ids(), self.pad.type_id),
-        };
-        let values = &values[..values.len().min(self.length)];
-        let padding = std::iter::repeat_n(padding, self.length - values.len());
-        if self.pad.left {
-            column.extend(padding);
-            column.extend(values);
-        } else {
-            column.extend(values);
-            column.extend(padding);
-        }
+fn of_role(encoding: &Encoding, role: Role) -> &[u32] {
+    match role {
+        Role::Id => encoding.get_ids(),
+        Role::Mask => encoding.get_attention_mask(),
+        Role::Type => encoding.get_type_ids(),
     }
 }
 
@@ -230,13 +264,34 @@ mod tests {
 
     const BERT: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
 
-    fn encoded(encoder: &Encoder, texts: &[&str]) -> Encoded {
-        let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
-        encoder.encode(&[&texts]).unwrap()
+    /// The arrays of one sample, and how many were cut.
+    struct Arrays {
+        arrays: BTreeMap<String, Tensor>,
+        cut: usize,
     }
 
-    fn ints(encoded: &Encoded, name: &str) -> Vec<i64> {
+    fn encoded(encoder: &Encoder, texts: &[&str]) -> Arrays {
+        let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
+        let encoded = encoder.encode(&[&texts]).unwrap();
+        Arrays { arrays: encoder.arrays(&encoded, encoder.length([&encoded])).unwrap(), cut: encoded.cut }
+    }
+
+    fn ints(encoded: &Arrays, name: &str) -> Vec<i64> {
         encoded.arrays[name].to_i64().unwrap()
+    }
+
+    #[test]
+    fn rows_are_as_long_as_the_longest_text_needs() {
+        let length = |names: &[&str], max: usize, words: &[usize]| {
+            let encoder = encoder(TOKENIZER, names, max, 1).unwrap();
+            let all: Vec<Encoded> = words.iter().map(|n| encoder.encode(&[&["good ".repeat(*n)]]).unwrap()).collect();
+            encoder.length(&all)
+        };
+        assert_eq!(length(&BERT, 128, &[1, 6, 3]), 8, "two special tokens");
+        assert_eq!(length(&BERT, 128, &[1, 7]), 16);
+        assert_eq!(length(&BERT, 12, &[1, 7]), 12);
+        assert_eq!(length(&BERT, 12, &[40, 1]), 12);
+        assert_eq!(length(&["input_ids"], 128, &[1]), 128, "nothing tells what is padding");
     }
 
     #[test]

@@ -53,19 +53,28 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
             Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
         })?;
         drop(bytes);
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        artifacts::recover(&mut proto, folder)?;
-        let mut graph = to_graph(&proto, folder).map_err(|e| {
-            e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file")
-        })?;
-        // Half precision is for storage: it is computed and trained in f32, and written back as it was.
-        set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
-        let roles = assign(&mut graph);
-        graph.check()?;
-        Ok(Model { path: path.to_owned(), proto, graph, roles })
+        artifacts::recover(&mut proto, folder_of(path))?;
+        from_proto(path, proto)
     };
     read().map_err(|e| e.in_file(path))
+}
+
+/// The model of a message; data outside of it lie beside `path`.
+///
+/// # Errors
+/// As [`import`], but the file is not named.
+pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
+    let mut graph = to_graph(&proto, folder_of(path))
+        .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
+    // Half precision is for storage: it is computed and trained in f32, and written back as it was.
+    set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
+    let roles = assign(&mut graph);
+    graph.check()?;
+    Ok(Model { path: path.to_owned(), proto, graph, roles })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {

@@ -13,6 +13,6 @@ mod upgrade;
 pub use emit::{Weights, emit, save, write_atomically};
 pub(crate) use external::inline_data;
 pub(crate) use import::declared;
-pub use import::{Model, import};
+pub use import::{Model, from_proto, import};
 pub use roles::{Role, RoleReason};
 pub use tensor::{to_proto, to_tensor};

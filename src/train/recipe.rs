@@ -64,9 +64,13 @@ pub struct Recipe {
     /// The output that holds the logits; the first float one by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// The output that a new head is appended to, where that is not the one found by itself; filled in by the run where `output`
+    /// named it, which then names the new logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<String>,
     /// `cross-entropy`, or a scalar output of the model that is its own loss.
     pub loss: String,
-    /// A new head for this many classes.
+    /// A new head for this many classes: in the place of the last linear layer, or appended to an embedding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
     /// The step's axes.
@@ -107,6 +111,7 @@ impl Default for Recipe {
             log_every: 10,
             keep_every: 0,
             output: None,
+            embedding: None,
             loss: CROSS_ENTROPY.into(),
             num_classes: None,
             step: StepOptions::default(),
@@ -191,6 +196,8 @@ impl Recipe {
             ("lr", self.lr > 0.0 && self.lr.is_finite(), "greater than 0"),
             ("valid", (0.0..1.0).contains(&self.valid), "in [0, 1)"),
             ("train-samples", self.train_samples != Some(0), "at least 1"),
+            ("num-classes", self.num_classes != Some(0), "at least 1"),
+            ("num-classes", self.embedding.is_none() || self.num_classes.is_some(), "set where `embedding` is"),
             ("label-noise", (0.0..=1.0).contains(&self.label_noise), "in [0, 1]"),
             ("log-every", self.log_every > 0, "at least 1"),
             ("max-length", self.text.as_ref().is_none_or(|t| t.max_length > 0), "at least 1"),

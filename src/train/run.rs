@@ -5,7 +5,7 @@ use super::events::{Events, of_epoch, of_step};
 use super::metrics::{Confusion, Metric, judge};
 use super::recipe::Recipe;
 use super::schedule::Unit;
-use crate::adapt::{Untied, freeze, replace_head, untie};
+use crate::adapt::{Untied, append_head, freeze, replace_head, untie};
 use crate::data::{
     Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
     TextOptions, check_vocabulary, open, open_shapes,
@@ -156,26 +156,20 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     recipe.validate()?;
-    let model = import(&recipe.model)?;
-    let mut graph = model.graph.clone();
-    if let Some(classes) = recipe.num_classes
-        && replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed)
-            .map_err(|e| e.in_file(&model.path))?
-    {
-        observer.note(&format!("the head was replaced by one of {classes} classes"));
-    }
+    let mut recipe = recipe.clone();
+    let mut model = import(&recipe.model)?;
+    let spec: Spec = recipe.data.parse()?;
+    let splits = open_data(&spec, &model.graph, recipe.text.as_ref())?;
+    splits.notes.iter().for_each(|n| observer.note(n));
+    let sizes = sizes(&model.graph, &splits.train, recipe.batch_size);
+    let mut graph = with_head(&mut model, &mut recipe, &sizes, engine, observer).map_err(|e| e.in_file(&model.path))?;
     let untied = untie(&mut graph, &model);
     if recipe.fresh {
         start_afresh(&mut graph, recipe.seed);
     }
     freeze(&mut graph, &recipe.parameters)?;
-    let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, &graph, recipe.text.as_ref())?;
-    splits.notes.iter().for_each(|n| observer.note(n));
-    let sizes = sizes(&graph, &splits.train, recipe.batch_size);
-    let prepared = prepare(&graph, &sizes, recipe.ends(), engine)
-        .map_err(|e| blame_length(e, recipe, &graph, &sizes, engine).in_file(&model.path))?;
-    let mut recipe = recipe.clone();
+    let prepared = at_length(&recipe, &sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine))
+        .map_err(|e| e.in_file(&model.path))?;
     if let Some(text) = &mut recipe.text {
         text.remember_classes(&splits.classes);
     }
@@ -339,6 +333,42 @@ pub fn train(
     Ok(summary)
 }
 
+/// The graph to train, with a head of as many classes as the recipe asks for: the last linear layer gets new parameters, or a
+/// layer is appended to the model. Then the output that the recipe names is its embedding, and the logits are the new ones.
+fn with_head(
+    model: &mut Model,
+    recipe: &mut Recipe,
+    sizes: &Sizes,
+    engine: &Engine,
+    observer: &mut dyn Observer,
+) -> Result<Graph> {
+    let mut graph = model.graph.clone();
+    let Some(classes) = recipe.num_classes else { return Ok(graph) };
+    if recipe.embedding.is_none() {
+        match replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed) {
+            Ok(changed) => {
+                if changed {
+                    observer.note(&format!("the head was replaced by one of {classes} classes"));
+                }
+                return Ok(graph);
+            }
+            // The model's own loss does not see another head.
+            Err(e) if recipe.ends().loss.is_some() => return Err(e),
+            Err(_) => {}
+        }
+    }
+    let name = recipe.embedding.as_deref().or(recipe.output.as_deref());
+    let append = |sizes: &Sizes| append_head(model, name, classes, recipe.seed, sizes, engine);
+    let appended = at_length(recipe, sizes, append)?;
+    observer.note(&appended.note);
+    if recipe.output.is_some() {
+        recipe.embedding = Some(appended.embedding);
+        recipe.output = Some(appended.logits);
+    }
+    *model = appended.model;
+    Ok(model.graph.clone())
+}
+
 /// Replaces parameters and running statistics by fresh ones.
 fn start_afresh(graph: &mut Graph, seed: u64) {
     let mut values = fresh(graph, seed);
@@ -459,16 +489,18 @@ pub(crate) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
     Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
 }
 
-/// Says so when the only fault of texts is their length: a model has a table of so many positions.
-fn blame_length(error: Error, recipe: &Recipe, graph: &Graph, sizes: &Sizes, engine: &Engine) -> Error {
-    let Some(text) = &recipe.text else { return error };
-    let mut short = sizes.clone();
-    short.shapes.values_mut().for_each(|shape| shape[1..].fill(SHORT_TEXT));
-    if text.max_length <= SHORT_TEXT || prepare(graph, &short, recipe.ends(), engine).is_err() {
-        return error;
-    }
-    Error::new(format!("the model does not run on texts of {} tokens ({})", text.max_length, error.cause()))
-        .hint("choose a smaller --max-length: a model takes no more tokens than it has positions for")
+/// What `run` gives at `sizes`; the error says so when the only fault of texts is their length: a model has a table of so many
+/// positions.
+fn at_length<T>(recipe: &Recipe, sizes: &Sizes, run: impl Fn(&Sizes) -> Result<T>) -> Result<T> {
+    run(sizes).map_err(|error| {
+        let mut short = sizes.clone();
+        short.shapes.values_mut().for_each(|shape| shape[1..].fill(SHORT_TEXT));
+        let length = sizes.shapes.values().filter_map(|shape| shape.get(1)).max();
+        let long = length.filter(|n| recipe.text.is_some() && **n > SHORT_TEXT && run(&short).is_ok());
+        let Some(length) = long else { return error };
+        Error::new(format!("the model does not run on texts of {length} tokens ({})", error.cause()))
+            .hint("choose a smaller --max-length: a model takes no more tokens than it has positions for")
+    })
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
@@ -580,7 +612,7 @@ pub fn evaluate_model(
     splits.notes.iter().for_each(|n| note(n));
     let ends = Ends { loss: None, ..recipe.ends() };
     let sizes = sizes(graph, &splits.train, recipe.batch_size);
-    let prepared = prepare(graph, &sizes, ends, engine).map_err(|e| blame_length(e, recipe, graph, &sizes, engine))?;
+    let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
     let types = prepared.inputs()?;
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let names = class_names(&splits, classes);

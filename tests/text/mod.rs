@@ -1,14 +1,17 @@
 //! Texts in tables, from file to trained classifier; `tokenizer.json` beside this file has some fifty words.
 
 use crate::common::{engine, repo};
+use crate::head::{POOLED, TOKENS, embedder};
 use bisam::data::TextOptions;
+use bisam::export::verify;
+use bisam::onnx::save;
 use bisam::step::Preset;
 use bisam::train::{EpochReport, Metric, Observer, Recipe, StepReport, Summary, train};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Takes `input_ids`, `attention_mask` and `token_type_ids` [N, length] of 1,000 words to 2 classes.
 const MODEL: &str = "models/bert.onnx";
@@ -141,6 +144,62 @@ fn a_classifier_learns_reviews_and_is_evaluated_as_it_was_trained() {
     assert_eq!(positive["classes"][1]["samples"], 20);
 }
 
+/// Asks the run to stop after three steps.
+struct StopAfterThree<'a>(&'a AtomicBool);
+
+impl Observer for StopAfterThree<'_> {
+    fn note(&mut self, _: &str) {}
+    fn start(&mut self, _: u64, _: u64) {}
+    fn step(&mut self, report: &StepReport) {
+        if report.step == 3 {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    fn epoch(&mut self, _: &EpochReport) {}
+}
+
+#[test]
+fn an_embedding_gets_a_head_and_is_trained_resumed_and_evaluated() {
+    let data = folder();
+    let model = data.path().join("embedder.onnx");
+    save(&embedder(&[(TOKENS, 3), (POOLED, 2)]).proto, &model).expect("saves");
+    for (output, from) in [(None, POOLED), (Some(TOKENS), TOKENS)] {
+        let recipe = Recipe {
+            model: model.clone(),
+            output: output.map(str::to_owned),
+            num_classes: Some(2),
+            epochs: 8,
+            ..recipe(data.path())
+        };
+        let outs = [0, 1].map(|_| tempfile::tempdir().expect("a folder"));
+        let [whole, parts] = outs.each_ref().map(tempfile::TempDir::path);
+        let mut notes = Notes::default();
+        let summary = train(&engine(), &recipe, whole, false, &AtomicBool::new(false), &mut notes).expect("runs");
+        assert!(notes.0.iter().any(|n| n.contains("was appended") && n.contains(from)), "{:?}", notes.0);
+        let matthews = summary.best_valid_matthews.expect("a validation set");
+        assert!(matthews > 0.6, "{from}: {:?}", notes.1);
+
+        let stop = AtomicBool::new(false);
+        train(&engine(), &recipe, parts, false, &stop, &mut StopAfterThree(&stop)).expect_err("stops");
+        let kept = Recipe::load(&parts.join("recipe.toml")).expect("reads back");
+        assert_eq!((kept.output.as_deref(), kept.embedding.as_deref()), (output.map(|_| "logits"), output));
+        train(&engine(), &kept, parts, true, &AtomicBool::new(false), &mut Notes::default()).expect("goes on");
+        let [file, same] = [whole, parts].map(|out| out.join("model.onnx"));
+        assert!(
+            fs::read(&file).expect("written") == fs::read(same).expect("written"),
+            "{from}: the resumed run differs"
+        );
+        let verdict = verify(&engine(), &file, None, 3, 1e-4).expect("both run it");
+        assert!(verdict.agrees && verdict.outputs.len() == 3, "{from}: {verdict:?}");
+
+        let (file, spec) = (file.display().to_string(), recipe.data.clone());
+        let output = bisam(&strings(&["eval", &file, "--data", &spec, "--split", "valid", "--json"]));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let valid: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(valid["matthews"].as_f64(), Some(matthews), "{from}");
+    }
+}
+
 #[test]
 fn flags_are_the_recipes_settings() {
     let (data, out) = (folder(), tempfile::tempdir().expect("a folder"));
@@ -234,8 +293,9 @@ fn mistakes_are_named_with_file_and_line() {
     refuses(MODEL, &folder, &["--tokenizer", TOKENIZER], "", "no column of text", "sentence, verdict");
     let other = ["--text", "review", "--label", "verdict", "--tokenizer", TOKENIZER];
     refuses(MODEL, &folder, &other, &at("train.tsv"), "no column `review`", "sentence, verdict");
+    write("long.tsv", &format!("sentence\tverdict\n{}\t1\nbad\t0\n", "good ".repeat(100)));
     let long = [&columns[..], &["--tokenizer", TOKENIZER]].concat();
-    refuses(MODEL, &folder, &long, MODEL, "does not run on texts of 128 tokens", "--max-length");
+    refuses(MODEL, &table("long.tsv"), &long, MODEL, "does not run on texts of 104 tokens", "--max-length");
     let (words, large) = (at("words.json"), at("large.json"));
     let words = [&columns[..], &["--tokenizer", &words]].concat();
     refuses(MODEL, &folder, &words, &at("words.json"), "not a tokenizer", "tokenizer.json");
