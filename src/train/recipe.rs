@@ -138,8 +138,12 @@ impl Recipe {
     /// An I/O error, or a key or value that is not known: names it.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).file(path)?;
-        let table = toml::from_str(&text).map_err(toml_error);
-        table.and_then(Self::from_table).map_err(|e| e.in_file(path))
+        let table: Table = toml::from_str(&text).map_err(|e| toml_error(e).in_file(path))?;
+        if table.contains_key("rows") || table.contains_key("columns") {
+            let cause = "the recipe has rows or columns: it stands for many runs";
+            return Err(Error::new(cause).in_file(path).hint("run it with `bisam experiment`"));
+        }
+        Self::from_table(table).map_err(|e| e.in_file(path))
     }
 
     /// The recipe that a table stands for. Settings of the step may stand in `step` or at the top, where `optimizer` names the
