@@ -124,10 +124,10 @@ fn names_that_are_taken_are_left_alone() {
     let graph = proto.graph.mut_or_insert_default();
     let names = graph.node.iter_mut().flat_map(|n| &mut n.output).chain(graph.output.iter_mut().map(|o| &mut o.name));
     names.filter(|n| *n == POOLED).for_each(|n| *n = "logits".into());
-    let bias = "bert.bert.pooler.dense.bias";
+    let weight = "bert.bert.pooler.dense.weight";
     let names = graph.node.iter_mut().flat_map(|n| &mut n.input);
     names.chain(graph.initializer.iter_mut().map(|i| &mut i.name)).for_each(|n| {
-        if n == bias {
+        if n == weight {
             *n = "classifier.weight".into();
         }
     });
@@ -163,7 +163,7 @@ fn what_takes_no_head_is_an_error_with_the_outputs() {
     let model = embedder(&[(TOKENS, 3)]);
     let e = append(&model, Some("nowhere"), 0).expect_err("there is no such output");
     assert_eq!(e.cause(), "the model has no output `nowhere`");
-    assert!(e.hint_text().is_some_and(|h| h.contains(TOKENS) && h.contains("[4, 16, 64]")), "{e:?}");
+    assert!(e.hint_text().is_some_and(|h| h.contains(TOKENS) && h.contains("f32[4,16,64]")), "{e:?}");
 
     // Without a mask nothing tells which tokens count.
     let mut unmasked = model.proto;

@@ -102,7 +102,7 @@ pub struct TextArgs {
     /// The tokenizer.json that belongs to the model
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Tokens of a text or pair, special tokens included: more are cut, less are padded [default: 128]
+    /// The most tokens of a text or pair, special tokens included: longer ones are cut [default: 128]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_length: Option<usize>,
 }

@@ -296,13 +296,13 @@ mod tests {
 
     #[test]
     fn pairs_get_special_tokens_types_and_padding() {
-        let e = encoded(&encoder(TOKENIZER, &BERT, 9, 2).unwrap(), &["a good film", "Bad!"]);
+        let e = encoded(&encoder(TOKENIZER, &BERT, 10, 2).unwrap(), &["a good film", "Bad!!"]);
         let id = |word: &str| i64::from(Tokenizer::from_bytes(TOKENIZER).unwrap().token_to_id(word).unwrap());
         let [a, good, film, bad] = ["a", "good", "film", "bad"].map(id);
-        assert_eq!(ints(&e, "input_ids"), [2, a, good, film, 3, bad, id("!"), 3, 0]);
-        assert_eq!(ints(&e, "attention_mask"), [1, 1, 1, 1, 1, 1, 1, 1, 0]);
-        assert_eq!(ints(&e, "token_type_ids"), [0, 0, 0, 0, 0, 1, 1, 1, 0]);
-        assert_eq!((e.cut, e.arrays["input_ids"].shape()), (0, &[1, 9][..]));
+        assert_eq!(ints(&e, "input_ids"), [2, a, good, film, 3, bad, id("!"), id("!"), 3, 0]);
+        assert_eq!(ints(&e, "attention_mask"), [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
+        assert_eq!(ints(&e, "token_type_ids"), [0, 0, 0, 0, 0, 1, 1, 1, 1, 0]);
+        assert_eq!((e.cut, e.arrays["input_ids"].shape()), (0, &[1, 10][..]));
     }
 
     #[test]
