@@ -1,7 +1,8 @@
 //! Whole runs: a resumed one ends as an uninterrupted one, and the exported file is the user's own.
 
 use crate::common::{engine, repo};
-use bisam::export::{export, verify};
+use bisam::export::{export, fresh, verify};
+use bisam::ir::Graph;
 use bisam::onnx::import;
 use bisam::step::Preset;
 use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
@@ -66,4 +67,19 @@ fn exporting_a_file_with_its_own_values_changes_nothing() {
             g.params().into_iter().map(|v| (g[v].name.clone(), g.param(v).expect("a parameter").clone())).collect();
         assert!(export(&model, &[], &values).expect("exports") == model.proto, "{name} changed");
     }
+}
+
+#[test]
+fn fresh_weights_that_are_not_trained_are_exported_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut recipe = Recipe { fresh: true, seed: 5, steps: Some(1), ..recipe() };
+    recipe.parameters.freeze.push("conv1*".into());
+    let stop = AtomicBool::new(false);
+    train(&engine(), &recipe, folder.path(), false, &stop, &mut StopAfter(u64::MAX, &stop)).expect("runs");
+    let file = import(&recipe.model).expect("imports");
+    let trained = import(folder.path().join("last.onnx")).expect("imports").graph;
+    let drawn = fresh(&file.graph, 5);
+    let value = |g: &Graph, name: &str| g.find(name).and_then(|v| g.tensor(v)).cloned().expect("a value");
+    assert_eq!(value(&trained, "conv1.weight"), drawn["conv1.weight"], "frozen, but not that of the file");
+    assert_ne!(value(&trained, "fc.weight"), drawn["fc.weight"], "trained");
 }

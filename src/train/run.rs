@@ -13,9 +13,9 @@ use crate::data::{
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
-use crate::export::{export, fresh};
+use crate::export::{export, fresh, with_values};
 use crate::ir::{Declared, Graph, Source, Tensor, Type, ValueId};
-use crate::onnx::{Model, import, save};
+use crate::onnx::{Model, from_proto, import, save};
 use crate::step::stages::evaluation_stage;
 use crate::step::{Ends, Stages, build, prepare};
 use crate::trace::Sizes;
@@ -158,15 +158,15 @@ pub fn train(
     recipe.validate()?;
     let mut recipe = recipe.clone();
     let mut model = import(&recipe.model)?;
+    if recipe.fresh {
+        model = afresh(&model, recipe.seed)?;
+    }
     let spec: Spec = recipe.data.parse()?;
     let splits = open_data(&spec, &model.graph, recipe.text.as_ref())?;
     splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&model.graph, &splits.train, recipe.batch_size);
     let mut graph = with_head(&mut model, &mut recipe, &sizes, engine, observer).map_err(|e| e.in_file(&model.path))?;
     let untied = untie(&mut graph, &model);
-    if recipe.fresh {
-        start_afresh(&mut graph, recipe.seed);
-    }
     freeze(&mut graph, &recipe.parameters)?;
     let prepared = at_length(&recipe, &sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine))
         .map_err(|e| e.in_file(&model.path))?;
@@ -369,17 +369,11 @@ fn with_head(
     Ok(model.graph.clone())
 }
 
-/// Replaces parameters and running statistics by fresh ones.
-fn start_afresh(graph: &mut Graph, seed: u64) {
-    let mut values = fresh(graph, seed);
-    for v in graph.value_ids() {
-        if let Some(value) = values.remove(&graph[v].name) {
-            match graph[v].source {
-                Source::Stat(_) => graph.set_source(v, Source::Stat(value)),
-                _ => graph.set_source(v, Source::Param(value)),
-            }
-        }
-    }
+/// The model with fresh parameters and running statistics in its file, so that what is not trained is exported as it was used.
+fn afresh(model: &Model, seed: u64) -> Result<Model> {
+    let mut graph = model.graph.clone();
+    let untied = untie(&mut graph, model);
+    from_proto(&model.path, with_values(model, &untied, &fresh(&graph, seed))?)
 }
 
 /// The user's file with the weights of `state`.
