@@ -2,8 +2,10 @@
 
 use bisam::engine::{Device, Engine};
 use bisam::ir::Tensor;
+use bisam::train::{EpochReport, Observer, StepReport};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The engine every test shares.
 pub fn engine() -> Engine {
@@ -26,4 +28,18 @@ pub fn relative(a: &[f32], b: &[f32], floor: f64) -> f64 {
     let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(*x) - f64::from(*y)));
     difference / norm(&mut b.iter().map(|y| f64::from(*y))).max(floor)
+}
+
+/// Asks the run to stop after a step.
+pub struct StopAfter<'a>(pub u64, pub &'a AtomicBool);
+
+impl Observer for StopAfter<'_> {
+    fn note(&mut self, _: &str) {}
+    fn start(&mut self, _: u64, _: u64) {}
+    fn step(&mut self, report: &StepReport) {
+        if report.step == self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+    fn epoch(&mut self, _: &EpochReport) {}
 }

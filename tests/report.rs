@@ -1,28 +1,14 @@
 //! What a run leaves for readers: its report, and events for TensorBoard.
 
-use crate::common::{engine, repo};
+use crate::common::{StopAfter, engine, repo};
 use bisam::data::write_npz;
 use bisam::ir::Tensor;
 use bisam::report::{Run, html, write};
 use bisam::step::Preset;
-use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
+use bisam::train::{Recipe, train};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Asks the run to stop after a step.
-struct StopAfter<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAfter<'_> {
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64, _: u64) {}
-    fn step(&mut self, report: &StepReport) {
-        if report.step == self.0 {
-            self.1.store(true, Ordering::Relaxed);
-        }
-    }
-    fn epoch(&mut self, _: &EpochReport) {}
-}
+use std::sync::atomic::AtomicBool;
 
 /// Samples with labels that follow from them, under names that start with `prefix`.
 fn samples(arrays: &mut BTreeMap<String, Tensor>, prefix: &str, n: usize) {

@@ -1,27 +1,13 @@
 //! Whole runs: a resumed one ends as an uninterrupted one, and the exported file is the user's own.
 
-use crate::common::{engine, repo};
+use crate::common::{StopAfter, engine, repo};
 use bisam::export::{export, fresh, verify};
 use bisam::ir::Graph;
 use bisam::onnx::import;
 use bisam::step::Preset;
-use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
+use bisam::train::{Recipe, train};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Asks the run to stop after a step.
-struct StopAfter<'a>(u64, &'a AtomicBool);
-
-impl Observer for StopAfter<'_> {
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64, _: u64) {}
-    fn step(&mut self, report: &StepReport) {
-        if report.step == self.0 {
-            self.1.store(true, Ordering::Relaxed);
-        }
-    }
-    fn epoch(&mut self, _: &EpochReport) {}
-}
+use std::sync::atomic::AtomicBool;
 
 fn recipe() -> Recipe {
     Recipe {

@@ -37,11 +37,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = evaluation_recipe(&args.model, &args.data, &args.text, args.batch_size)?;
     let engine = global.engine()?;
     let model = import(&args.model)?;
-    let mut note = |text: &str| {
-        if !global.quiet {
-            eprintln!("note: {text}");
-        }
-    };
+    let mut note = |text: &str| global.note(text);
     let evaluation =
         evaluate_model(&engine, &model.graph, &recipe, &args.split, &mut note).map_err(|e| e.in_file(&args.model))?;
     let (samples, loss, scores) = (evaluation.confusion.samples(), evaluation.loss, evaluation.confusion.scores());

@@ -69,6 +69,13 @@ impl Global {
         Engine::new(self.ort.as_deref(), self.threads, self.device)
     }
 
+    /// Says something worth knowing on stderr, unless asked to be quiet.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("note: {text}");
+        }
+    }
+
     /// Prints a report to stdout.
     ///
     /// # Errors

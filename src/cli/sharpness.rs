@@ -62,11 +62,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         plane: args.plane,
         seed: args.seed,
     };
-    let mut note = |text: &str| {
-        if !global.quiet {
-            eprintln!("note: {text}");
-        }
-    };
+    let mut note = |text: &str| global.note(text);
     let mut found = Vec::new();
     for model in &args.models {
         let recipe = evaluation_recipe(model, &args.data, &args.text, args.batch_size)?;

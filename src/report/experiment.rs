@@ -4,7 +4,7 @@ use super::{Run, Section, html};
 use crate::error::Result;
 use crate::figure::{Chart, Series};
 use crate::onnx::write_atomically;
-use crate::train::{Cell, Results};
+use crate::train::{Cell, Results, moments};
 use std::path::Path;
 
 /// What a curve shows of an epoch.
@@ -32,12 +32,15 @@ pub fn write_experiment(results: &Results, out: &Path) -> Result<()> {
     let table = Section::new("Results").table(&head, &rows).text(&results.caption());
     let mut curves = Section::new("Curves");
     for (number, cells) in results.rows().enumerate() {
+        let load = |c: &Cell| c.runs.iter().map(|r| Run::load(r)).collect::<Result<Vec<Run>>>();
+        let runs = cells.iter().map(load).collect::<Result<Vec<_>>>()?;
         let shown: [(&str, &str, Value); 2] = [
             ("validation", "accuracy in %", |e| e.valid_accuracy.map(|a| a * 100.0)),
             ("training", "loss", |e| e.loss),
         ];
         for (name, y, value) in shown {
-            let series = cells.iter().map(|c| mean_curve(c, value)).collect::<Result<Vec<Series>>>()?;
+            let series: Vec<Series> =
+                cells.iter().zip(&runs).map(|(c, runs)| mean_curve(&c.column, runs, value)).collect();
             if series.iter().all(|s| s.points.is_empty()) {
                 continue;
             }
@@ -52,19 +55,18 @@ pub fn write_experiment(results: &Results, out: &Path) -> Result<()> {
     write_atomically(&out.join("report.html"), html(&results.title, &[], &sections)?.as_bytes())
 }
 
-/// The mean of a cell's runs at every epoch that all of them have, counted from 1.
-fn mean_curve(cell: &Cell, value: Value) -> Result<Series> {
-    let runs: Vec<Run> = cell.runs.iter().map(|r| Run::load(r)).collect::<Result<_>>()?;
-    let mut series = Series { name: cell.column.clone(), ..Series::default() };
+/// The mean of runs at every epoch that all of them have, counted from 1, with a band of a standard deviation.
+fn mean_curve(name: &str, runs: &[Run], value: Value) -> Series {
+    let mut series = Series { name: name.to_owned(), ..Series::default() };
     let epochs = runs.iter().map(|r| r.epochs.len()).min().unwrap_or(0) as u64;
     for epoch in 0..epochs {
         let at: Vec<f64> = runs.iter().filter_map(|r| value(r.epochs.get(&epoch)?)).collect();
-        if at.len() == runs.len() {
-            let mean = at.iter().sum::<f64>() / at.len() as f64;
-            let squares: f64 = at.iter().map(|v| (v - mean).powi(2)).sum();
+        if at.len() == runs.len()
+            && let (Some(mean), deviation) = moments(&at)
+        {
             series.points.push((epoch as f64 + 1.0, mean));
-            series.band.push((squares / (at.len() as f64 - 1.0).max(1.0)).sqrt());
+            series.band.push(deviation.unwrap_or(0.0));
         }
     }
-    Ok(series)
+    series
 }

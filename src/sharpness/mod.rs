@@ -5,14 +5,14 @@ mod figures;
 pub use figures::figures;
 
 use crate::adapt::{Mode, untie};
-use crate::data::{Augment, Batch, Loader, LoaderOptions, ShortBatch, Spec};
+use crate::data::{Batch, Dataset, Loader, LoaderOptions, ShortBatch};
 use crate::engine::program::{Evaluation, scale_by_filters, split};
 use crate::engine::{Engine, Program};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::onnx::import;
 use crate::step::stages::build_in;
-use crate::step::{Ascent, StepOptions, prepare};
-use crate::train::{Recipe, bytes, check_labels, input_specs, judge, normalize, open_data, sizes};
+use crate::step::{Ascent, StepOptions};
+use crate::train::{Recipe, bytes, judge, open_split};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -147,36 +147,18 @@ pub fn sharpness(
     let imported = import(model)?;
     let mut graph = imported.graph.clone();
     untie(&mut graph, &imported);
-    let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, &graph, recipe.text.as_ref())?;
-    let prepared = prepare(&graph, &sizes(&graph, &splits.train, recipe.batch_size), recipe.ends(), engine)
-        .map_err(|e| e.in_file(model))?;
+    let load = |set: Dataset, inputs, normalization| {
+        let set = set.sample(probe.samples.min(set.len()), probe.seed)?;
+        let options =
+            LoaderOptions { batch_size: recipe.batch_size, short: ShortBatch::Drop, ..LoaderOptions::default() };
+        Loader::new(Arc::new(set), inputs, normalization, options)
+    };
+    let (prepared, loader, names) =
+        open_split(engine, &graph, recipe, &probe.split, note, load).map_err(|e| e.in_file(model))?;
+    let classes = names.len();
     let step = StepOptions { micro_batch: None, seed: probe.seed, ..settings(&recipe.step) };
     let options =
         |direction| StepOptions { ascent: Some(ascent(direction)), mu: mu(direction, &recipe.step), ..step.clone() };
-    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let load = || -> Result<Loader> {
-        let inputs = input_specs(&prepared.inputs()?);
-        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
-        let set = match probe.split.as_str() {
-            "train" => Some(splits.train),
-            "valid" => splits.valid,
-            _ => splits.test,
-        };
-        let set =
-            set.ok_or_else(|| Error::new(format!("there is no {} split", probe.split)).hint("choose another --split"))?;
-        check_labels(&set, classes)?;
-        let set = set.sample(probe.samples.min(set.len()), probe.seed)?;
-        let options = LoaderOptions {
-            batch_size: recipe.batch_size,
-            short: ShortBatch::Drop,
-            augment: Augment::None,
-            ..LoaderOptions::default()
-        };
-        Loader::new(Arc::new(set), inputs, normalization, options)
-    };
-    let loader = load().map_err(|e| e.in_file(spec.path()))?;
-    loader.notes().iter().for_each(|n| note(n));
     let mut found = Sharpness {
         model: model.to_owned(),
         samples: loader.batches_per_epoch() * recipe.batch_size,

@@ -301,8 +301,8 @@ impl Cell {
     }
 }
 
-/// Mean and sample standard deviation.
-fn moments(values: &[f64]) -> (Option<f64>, Option<f64>) {
+/// Mean, and sample standard deviation of two or more values.
+pub(crate) fn moments(values: &[f64]) -> (Option<f64>, Option<f64>) {
     let n = values.len() as f64;
     if values.is_empty() {
         return (None, None);

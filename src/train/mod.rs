@@ -8,9 +8,10 @@ pub mod recipe;
 mod run;
 pub mod schedule;
 
+pub(crate) use experiment::moments;
 pub use experiment::{Cell, Experiment, Measure, Results};
 pub(crate) use metrics::judge;
 pub use metrics::{ClassScores, Confusion, Metric, Scores};
 pub use recipe::Recipe;
 pub use run::{EpochReport, Evaluation, Observer, StepReport, Summary, evaluate_model, train};
-pub(crate) use run::{bytes, check_labels, input_specs, normalize, open_data, sizes};
+pub(crate) use run::{bytes, open_split};

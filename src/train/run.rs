@@ -17,7 +17,7 @@ use crate::export::{export, fresh, with_values};
 use crate::ir::{Declared, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::{Model, from_proto, import, save};
 use crate::step::stages::evaluation_stage;
-use crate::step::{Ends, Stages, build, prepare};
+use crate::step::{Ends, Prepared, Stages, build, prepare};
 use crate::trace::Sizes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -458,12 +458,12 @@ struct Data {
 }
 
 /// The model's inputs as the loader fills them.
-pub(crate) fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
+fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
     inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
 }
 
 /// Reads the data that `graph` is to be fed with; the error names them.
-pub(crate) fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
+fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
     let open =
         || open(spec, &declared(graph), text).and_then(|splits| check_vocabulary(graph, &splits).map(|()| splits));
     open().map_err(|e| e.in_file(spec.path()))
@@ -479,7 +479,7 @@ fn declared(graph: &Graph) -> Vec<(String, Declared)> {
 }
 
 /// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
-pub(crate) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
+fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
     Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
 }
 
@@ -498,11 +498,7 @@ fn at_length<T>(recipe: &Recipe, sizes: &Sizes, run: impl Fn(&Sizes) -> Result<T
 }
 
 /// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
-pub(crate) fn normalize(
-    train: &Dataset,
-    inputs: &[InputSpec],
-    given: Option<Normalization>,
-) -> Result<Option<Normalization>> {
+fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>) -> Result<Option<Normalization>> {
     match (&train.samples, given, inputs) {
         (Samples::Images(images), None, [input, ..]) => {
             Ok(Some(Normalization::compute(images, Fit::new(images, input)?.channels)))
@@ -512,7 +508,7 @@ pub(crate) fn normalize(
     }
 }
 
-pub(crate) fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
+fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
     set.check_labels(classes)
         .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
 }
@@ -587,6 +583,44 @@ pub struct Evaluation {
     pub classes: Vec<String>,
 }
 
+/// A model prepared for one split (`train`, `valid` or `test`) of the data that the recipe names, the loader that `load` makes of it,
+/// and the names of the classes.
+///
+/// # Errors
+/// Anything that is wrong with model or data; a split that is not there.
+pub(crate) fn open_split(
+    engine: &Engine,
+    graph: &Graph,
+    recipe: &Recipe,
+    split: &str,
+    note: &mut dyn FnMut(&str),
+    load: impl FnOnce(Dataset, Vec<InputSpec>, Option<Normalization>) -> Result<Loader>,
+) -> Result<(Prepared, Loader, Vec<String>)> {
+    let spec: Spec = recipe.data.parse()?;
+    let splits = open_data(&spec, graph, recipe.text.as_ref())?;
+    splits.notes.iter().for_each(|n| note(n));
+    let ends = Ends { loss: None, ..recipe.ends() };
+    let sizes = sizes(graph, &splits.train, recipe.batch_size);
+    let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
+    let inputs = input_specs(&prepared.inputs()?);
+    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
+    let names = class_names(&splits, classes);
+    let open = || -> Result<Loader> {
+        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
+        let set = match split {
+            "train" => Some(splits.train),
+            "valid" => splits.valid,
+            _ => splits.test,
+        };
+        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
+        check_labels(&set, classes)?;
+        load(set, inputs, normalization)
+    };
+    let loader = open().map_err(|e| e.in_file(spec.path()))?;
+    loader.notes().iter().for_each(|n| note(n));
+    Ok((prepared, loader, names))
+}
+
 /// Evaluates a model on one split (`train`, `valid` or `test`) of the data set that `recipe` names.
 ///
 /// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are
@@ -601,29 +635,11 @@ pub fn evaluate_model(
     split: &str,
     note: &mut dyn FnMut(&str),
 ) -> Result<Evaluation> {
-    let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, graph, recipe.text.as_ref())?;
-    splits.notes.iter().for_each(|n| note(n));
-    let ends = Ends { loss: None, ..recipe.ends() };
-    let sizes = sizes(graph, &splits.train, recipe.batch_size);
-    let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
-    let types = prepared.inputs()?;
-    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let names = class_names(&splits, classes);
-    let load = || -> Result<Loader> {
-        let inputs = input_specs(&types);
-        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
-        let set = match split {
-            "train" => Some(splits.train),
-            "valid" => splits.valid,
-            _ => splits.test,
-        };
-        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
-        check_labels(&set, classes)?;
+    let (prepared, loader, names) = open_split(engine, graph, recipe, split, note, |set, inputs, normalization| {
         evaluation_loader(set, &inputs, normalization, recipe.batch_size)
-    };
-    let loader = load().map_err(|e| e.in_file(spec.path()))?;
-    loader.notes().iter().for_each(|n| note(n));
+    })?;
+    let types = prepared.inputs()?;
+    let classes = names.len();
     let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
     let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
     let (loss, confusion) = measure(&loader, classes, |batch| {
