@@ -1,6 +1,6 @@
 //! Texts in tables, from file to trained classifier; `tokenizer.json` beside this file has some fifty words.
 
-use crate::common::{engine, repo};
+use crate::common::{StopAfter, engine, repo};
 use crate::head::{POOLED, TOKENS, embedder};
 use bisam::data::TextOptions;
 use bisam::export::verify;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Takes `input_ids`, `attention_mask` and `token_type_ids` [N, length] of 1,000 words to 2 classes.
 const MODEL: &str = "models/bert.onnx";
@@ -144,20 +144,6 @@ fn a_classifier_learns_reviews_and_is_evaluated_as_it_was_trained() {
     assert_eq!(positive["classes"][1]["samples"], 20);
 }
 
-/// Asks the run to stop after three steps.
-struct StopAfterThree<'a>(&'a AtomicBool);
-
-impl Observer for StopAfterThree<'_> {
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64, _: u64) {}
-    fn step(&mut self, report: &StepReport) {
-        if report.step == 3 {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    fn epoch(&mut self, _: &EpochReport) {}
-}
-
 #[test]
 fn an_embedding_gets_a_head_and_is_trained_resumed_and_evaluated() {
     let data = folder();
@@ -180,7 +166,7 @@ fn an_embedding_gets_a_head_and_is_trained_resumed_and_evaluated() {
         assert!(matthews > 0.6, "{from}: {:?}", notes.1);
 
         let stop = AtomicBool::new(false);
-        train(&engine(), &recipe, parts, false, &stop, &mut StopAfterThree(&stop)).expect_err("stops");
+        train(&engine(), &recipe, parts, false, &stop, &mut StopAfter(3, &stop)).expect_err("stops");
         let kept = Recipe::load(&parts.join("recipe.toml")).expect("reads back");
         assert_eq!((kept.output.as_deref(), kept.embedding.as_deref()), (output.map(|_| "logits"), output));
         train(&engine(), &kept, parts, true, &AtomicBool::new(false), &mut Notes::default()).expect("goes on");
