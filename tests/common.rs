@@ -2,7 +2,7 @@
 
 use bisam::engine::{Device, Engine};
 use bisam::ir::Tensor;
-use bisam::train::{EpochReport, Observer, StepReport};
+use bisam::train::{EpochReport, Metric, Observer, StepReport};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ pub struct StopAfter<'a>(pub u64, pub &'a AtomicBool);
 
 impl Observer for StopAfter<'_> {
     fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64, _: u64) {}
+    fn start(&mut self, _: u64, _: u64, _: Metric) {}
     fn step(&mut self, report: &StepReport) {
         if report.step == self.0 {
             self.1.store(true, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use crate::common::{engine, repo};
 use bisam::adapt::Mode;
 use bisam::sharpness::{Direction, Probe, figures, sharpness};
-use bisam::train::{EpochReport, Experiment, Observer, Recipe, StepReport};
+use bisam::train::{EpochReport, Experiment, Metric, Observer, Recipe, StepReport};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +19,7 @@ impl Observer for Watch<'_> {
     fn note(&mut self, text: &str) {
         self.notes.push(text.to_owned());
     }
-    fn start(&mut self, _: u64, _: u64) {}
+    fn start(&mut self, _: u64, _: u64, _: Metric) {}
     fn step(&mut self, _: &StepReport) {
         self.steps += 1;
         if self.steps == self.stop_after {

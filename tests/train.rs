@@ -1,6 +1,7 @@
 //! Whole runs: a resumed one ends as an uninterrupted one, and the exported file is the user's own.
 
 use crate::common::{StopAfter, engine, repo};
+use bisam::adapt::replace_head;
 use bisam::export::{export, fresh, verify};
 use bisam::ir::Graph;
 use bisam::onnx::import;
@@ -34,12 +35,22 @@ fn a_resumed_run_ends_bit_identical() {
     let stopped = run("parts", 10, false).expect_err("stops");
     assert!(stopped.to_string().contains("stopped after step 10"), "{stopped}");
     assert!(run("parts", u64::MAX, false).is_err(), "a finished or broken run is not overwritten");
+    // What a crash leaves behind: steps after the checkpoint, the last one cut.
+    let metrics = folder.path().join("parts/metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics).expect("written");
+    let crash = "{\"step\":11,\"epoch\":1,\"loss\":9.0}\n{\"epoch\":1,\"loss\":9.0}\n{\"step\":12,\"ep";
+    std::fs::write(&metrics, text + crash).expect("writes");
     let resumed = run("parts", u64::MAX, true).expect("goes on");
     assert_eq!(whole.test_accuracy, resumed.test_accuracy);
     for file in ["model.onnx", "last.onnx"] {
         let read = |run: &str| std::fs::read(folder.path().join(run).join(file)).expect("written");
         assert!(read("whole") == read("parts"), "{file} differs");
     }
+    let lines = |run: &str| {
+        let text = std::fs::read_to_string(folder.path().join(run).join("metrics.jsonl")).expect("written");
+        text.lines().map(|l| l.split(",\"samples_per_second").next().unwrap_or(l).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(lines("whole"), lines("parts"));
     let verdict = verify(&engine(), &folder.path().join("whole/model.onnx"), None, 4, 1e-4).expect("both run it");
     assert!(verdict.agrees, "{verdict:?}");
 }
@@ -68,4 +79,20 @@ fn fresh_weights_that_are_not_trained_are_exported_too() {
     let value = |g: &Graph, name: &str| g.find(name).and_then(|v| g.tensor(v)).cloned().expect("a value");
     assert_eq!(value(&trained, "conv1.weight"), drawn["conv1.weight"], "frozen, but not that of the file");
     assert_ne!(value(&trained, "fc.weight"), drawn["fc.weight"], "trained");
+}
+
+#[test]
+fn a_new_head_that_is_not_trained_is_exported_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut recipe = Recipe { num_classes: Some(12), steps: Some(1), ..recipe() };
+    recipe.parameters.freeze.push("fc.*".into());
+    let stop = AtomicBool::new(false);
+    train(&engine(), &recipe, folder.path(), false, &stop, &mut StopAfter(u64::MAX, &stop)).expect("runs");
+    let trained = import(folder.path().join("last.onnx")).expect("imports").graph;
+    let mut graph = import(&recipe.model).expect("imports").graph;
+    assert!(replace_head(&mut graph, None, 12, recipe.seed).expect("has a head"));
+    for name in ["fc.weight", "fc.bias"] {
+        let value = |g: &Graph| g.find(name).and_then(|v| g.tensor(v)).cloned().expect("a value");
+        assert_eq!(value(&trained), value(&graph), "{name}");
+    }
 }

@@ -4,8 +4,7 @@ use super::Global;
 use super::train::{Progress, stop_on_interruption};
 use crate::error::{Error, Result};
 use crate::report::write_experiment;
-use crate::train::{Experiment, Metric};
-use indicatif::ProgressBar;
+use crate::train::Experiment;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `experiment`.
@@ -42,7 +41,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     } else {
         let engine = global.engine()?;
         let stop = stop_on_interruption()?;
-        let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: Metric::default() };
+        let mut progress = Progress::new(global.quiet);
         for (recipe, experiment) in args.recipes.iter().zip(&experiments) {
             let table = experiment.run(&engine, args.seeds, &folder(recipe), &stop, &mut progress)?;
             progress.bar.finish_and_clear();

@@ -177,7 +177,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
     let stop = stop_on_interruption()?;
-    let mut progress = Progress { bar: ProgressBar::hidden(), quiet: global.quiet, metric: recipe.metric };
+    let mut progress = Progress::new(global.quiet);
     let summary = train(&engine, &recipe, &out, args.resume.is_some(), &stop, &mut progress)?;
     progress.bar.finish_and_clear();
     let model = out.join("model.onnx");
@@ -251,8 +251,14 @@ pub(super) fn stop_on_interruption() -> Result<Arc<AtomicBool>> {
 /// Shows a run on the terminal.
 pub(super) struct Progress {
     pub(super) bar: ProgressBar,
-    pub(super) quiet: bool,
-    pub(super) metric: Metric,
+    quiet: bool,
+    metric: Metric,
+}
+
+impl Progress {
+    pub(super) fn new(quiet: bool) -> Self {
+        Self { bar: ProgressBar::hidden(), quiet, metric: Metric::default() }
+    }
 }
 
 impl Observer for Progress {
@@ -262,7 +268,8 @@ impl Observer for Progress {
         }
     }
 
-    fn start(&mut self, done: u64, total: u64) {
+    fn start(&mut self, done: u64, total: u64, metric: Metric) {
+        self.metric = metric;
         if self.quiet {
             return;
         }

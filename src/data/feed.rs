@@ -40,6 +40,8 @@ struct ImageFeed {
 /// Memory between the steps of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
+    /// The images of a batch, as the data set has them.
+    images: Vec<u8>,
     converted: Vec<u8>,
     cropped: Vec<u8>,
 }
@@ -78,30 +80,41 @@ impl Feed {
         Ok(Self { data, source, notes })
     }
 
-    /// Writes `sample` to `row` of every buffer.
+    /// Brings the images of a batch into memory.
+    ///
+    /// # Errors
+    /// When a file cannot be decoded.
+    pub(super) fn read(&self, samples: &[usize], scratch: &mut Scratch) -> Result<()> {
+        match &self.data.samples {
+            Samples::Images(images) => images.read(samples, &mut scratch.images),
+            Samples::Arrays(_) => Ok(()),
+        }
+    }
+
+    /// Writes sample number `of_batch` of the `samples` that were read last to `row` of every buffer.
     pub(super) fn fill(
         &self,
-        sample: usize,
+        samples: &[usize],
+        of_batch: usize,
         row: usize,
         buffers: &mut [Buffer],
         rng: &mut impl rand::Rng,
         scratch: &mut Scratch,
     ) {
-        match (&self.source, &self.data.samples) {
-            (Source::Images(feed), Samples::Images(images)) => {
+        match &self.source {
+            Source::Images(feed) => {
                 for buffer in buffers {
-                    feed.fill(images.sample(sample), buffer, row, rng, scratch);
+                    feed.fill(of_batch, buffer, row, rng, scratch);
                 }
             }
-            (Source::Arrays(arrays), _) => {
+            Source::Arrays(arrays) => {
+                let sample = samples[of_batch];
                 for (buffer, array) in buffers.iter_mut().zip(arrays) {
                     let bytes = buffer.bytes_mut();
                     let width = array.bytes().len() / self.data.len().max(1);
                     bytes[row * width..][..width].copy_from_slice(&array.bytes()[sample * width..][..width]);
                 }
             }
-            // A feed of images is only made for images.
-            (Source::Images(_), Samples::Arrays(_)) => {}
         }
     }
 }
@@ -161,19 +174,21 @@ fn matching(arrays: &BTreeMap<String, Tensor>, input: &InputSpec) -> Result<Tens
 
 impl ImageFeed {
     /// Channels, crop and flip, size, normalization, cutout: in this order.
-    fn fill(&self, pixels: &[u8], buffer: &mut Buffer, row: usize, rng: &mut impl rand::Rng, scratch: &mut Scratch) {
+    fn fill(&self, of_batch: usize, buffer: &mut Buffer, row: usize, rng: &mut impl rand::Rng, scratch: &mut Scratch) {
         let (fit, (height, width, channels)) = (&self.fit, self.source);
+        let Scratch { images, converted, cropped } = scratch;
         let crop = self.augment.draw_crop(height, rng);
         let cutout = self.augment.draw_cutout(fit.height, fit.width, rng);
-        let mut pixels = pixels;
+        let sample = height * width * channels;
+        let mut pixels = &images[of_batch * sample..][..sample];
         if channels != fit.channels {
-            convert_channels(pixels, channels, &mut scratch.converted);
-            pixels = &scratch.converted;
+            convert_channels(pixels, channels, converted);
+            pixels = converted;
         }
         if let Some(crop) = crop {
-            scratch.cropped.resize(pixels.len(), 0);
-            crop.apply(pixels, &mut scratch.cropped, width, fit.channels);
-            pixels = &scratch.cropped;
+            cropped.resize(pixels.len(), 0);
+            crop.apply(pixels, cropped, width, fit.channels);
+            pixels = cropped;
         }
         let resized;
         if (height, width) != (fit.height, fit.width) {
@@ -226,7 +241,7 @@ mod tests {
     }
 
     fn images(pixels: &[u8], height: usize, width: usize, channels: usize) -> Arc<Dataset> {
-        let images = Images { pixels: pixels.to_vec(), height, width, channels };
+        let images = Images::new(pixels.to_vec(), height, width, channels);
         Arc::new(Dataset { labels: vec![0; images.len()], samples: Samples::Images(images) })
     }
 
@@ -240,7 +255,9 @@ mod tests {
         let feed = Feed::new(data.clone(), std::slice::from_ref(&input), normalization, augment).unwrap();
         let mut buffers = [Buffer::zeros(input.ty)];
         let mut rng = stream(0, Use::Augment, 0, 0);
-        feed.fill(data.len() - 1, 0, &mut buffers, &mut rng, &mut Scratch::default());
+        let mut scratch = Scratch::default();
+        feed.read(&[data.len() - 1], &mut scratch).unwrap();
+        feed.fill(&[data.len() - 1], 0, 0, &mut buffers, &mut rng, &mut scratch);
         let [buffer] = buffers;
         buffer
     }
@@ -274,7 +291,9 @@ mod tests {
         for position in 0..50 {
             let mut buffers = [Buffer::zeros(Type::new(DType::F32, &[1, 1, 16, 16]))];
             let mut rng = stream(0, Use::Augment, 0, position);
-            feed.fill(0, 0, &mut buffers, &mut rng, &mut Scratch::default());
+            let mut scratch = Scratch::default();
+            feed.read(&[0], &mut scratch).unwrap();
+            feed.fill(&[0], 0, 0, &mut buffers, &mut rng, &mut scratch);
             for v in buffers[0].elements::<f32>().unwrap() {
                 *seen.entry(v.to_string()).or_insert(0) += 1;
             }

@@ -189,7 +189,7 @@ mod tests {
 
     fn fit(images: (usize, usize, usize), shape: &[usize]) -> Result<Fit> {
         let (height, width, channels) = images;
-        let images = Images { pixels: vec![0; height * width * channels], height, width, channels };
+        let images = Images::new(vec![0; height * width * channels], height, width, channels);
         Fit::new(&images, &InputSpec { name: "x".to_owned(), ty: Type::new(DType::F32, shape) })
     }
 

@@ -79,7 +79,7 @@ fn read(images: &Path, labels: &Path) -> Result<Dataset> {
         let cause = format!("{} labels for the {} images of {}", count[0], shape[0], images.display());
         return Err(Error::new(cause).in_file(labels));
     }
-    let images = Images { pixels, height: shape[1], width: shape[2], channels: 1 };
+    let images = Images::new(pixels, shape[1], shape[2], 1);
     Ok(Dataset { samples: Samples::Images(images), labels: classes.into_iter().map(i64::from).collect() })
 }
 
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!((splits.train.labels.as_slice(), &splits.test), (&[4, 0][..], &None));
         assert_eq!(splits.classes, ["0", "1", "2", "3", "4"]);
         let Samples::Images(images) = &splits.train.samples else { panic!() };
-        assert_eq!((images.height, images.width, images.channels, images.sample(1)), (1, 3, 1, &[4, 5, 6][..]));
+        assert_eq!(*images, Images::new(vec![1, 2, 3, 4, 5, 6], 1, 3, 1));
 
         put("t10k-images-idx3-ubyte", idx(&[1, 1, 3], &[7, 8, 9]));
         assert!(open(dir.path()).unwrap_err().to_string().contains("no test labels"));

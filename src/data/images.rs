@@ -1,11 +1,10 @@
 //! Folders of images: `train/<class>/*`, `valid/<class>/*`, `test/<class>/*`, or one folder of classes.
 
+use super::decode::{ImageFiles, header};
 use super::{Dataset, Images, Samples, Splits};
 use crate::error::{Error, IoContext, Result};
-use image::imageops::{self, FilterType};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 const LAYOUT: &str = "expected train/<class>/*.jpg with test/<class>/*.jpg and valid/<class>/*.jpg beside it where there \
                       are such sets, or <class>/*.jpg alone; JPEG and PNG files are read";
@@ -17,8 +16,8 @@ type Files = Vec<(PathBuf, i64)>;
 ///
 /// Every image is resized to `size` (height, width; its aspect ratio is not kept) by a triangle filter as wide as the
 /// shrinking needs, Pillow's `BILINEAR`. Without `size` they must be of one size. When all images are grayscale there is
-/// one channel, otherwise three; transparency is dropped.
-pub(super) fn open(dir: &Path, size: Option<(usize, usize)>) -> Result<Splits> {
+/// one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their files.
+pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
     let part = |names: &[&str]| names.iter().map(|n| dir.join(n)).find(|d| d.is_dir());
     let (valid, test) = (part(&["valid", "val", "validation"]), part(&["test"]));
     let root = match part(&["train"]) {
@@ -37,28 +36,39 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>) -> Result<Splits> {
     let valid = valid.map(|d| list(&d, &classes)).transpose()?;
     let test = test.map(|d| list(&d, &classes)).transpose()?;
 
-    let target = match size {
-        Some(size) => Target { size, like: None },
-        None => Target { size: dimensions(&train[0].0)?, like: Some(train[0].0.clone()) },
+    let (size, like) = match size {
+        Some(size) => (size, None),
+        None => (header(&train[0].0)?.0, Some(train[0].0.clone())),
     };
-    let decode = |files: Files| decode_all(&files, &target);
-    let (mut train, mut gray) = decode(train)?;
-    let mut others = [valid.map(decode).transpose()?, test.map(decode).transpose()?];
-    gray &= others.iter().flatten().all(|(_, gray)| *gray);
-    if gray {
-        keep_one_channel(&mut train);
-        others.iter_mut().flatten().for_each(|(set, _)| keep_one_channel(set));
+    let parts = || [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten();
+    let channels = if has_color(parts().flatten())? { 3 } else { 1 };
+    let count: usize = parts().map(Vec::len).sum();
+    let bytes = count.saturating_mul(size.0 * size.1 * channels);
+    let mut notes = Vec::new();
+    if bytes > memory {
+        let gigabytes = bytes as f64 / f64::from(1 << 30);
+        notes.push(format!(
+            "{count} images would take {gigabytes:.1} GiB of memory: they are decoded anew whenever they are needed"
+        ));
     }
-    let [valid, test] = others.map(|part| part.map(|(set, _)| set));
-    Ok(Splits { train, valid, test, classes, notes: Vec::new() })
+    let set = |files: Files| -> Result<Dataset> {
+        let (paths, labels) = files.into_iter().unzip();
+        let images = Images::of_files(ImageFiles { paths, like: like.clone() }, size.0, size.1, channels);
+        let images = if bytes > memory { images } else { images.held()? };
+        Ok(Dataset { samples: Samples::Images(images), labels })
+    };
+    let [valid, test] = [valid, test].map(|files| files.map(set).transpose());
+    Ok(Splits { train: set(train)?, valid: valid?, test: test?, classes, notes })
 }
 
-/// What every image becomes.
-struct Target {
-    /// Height and width.
-    size: (usize, usize),
-    /// The image whose size the others must have; `None` when they are resized.
-    like: Option<PathBuf>,
+/// Whether any of the images has color.
+fn has_color<'a>(files: impl Iterator<Item = &'a (PathBuf, i64)>) -> Result<bool> {
+    for (path, _) in files {
+        if header(path)?.1 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Entries of a folder, sorted, hidden ones aside.
@@ -118,98 +128,12 @@ fn search(dir: &Path, class: i64, files: &mut Files) -> Result<()> {
     Ok(())
 }
 
-/// Height and width, from the file's header.
-fn dimensions(path: &Path) -> Result<(usize, usize)> {
-    let reader = image::ImageReader::open(path).and_then(image::ImageReader::with_guessed_format).file(path)?;
-    let (width, height) = reader.into_dimensions().map_err(|e| damaged(path, &e))?;
-    Ok((height as usize, width as usize))
-}
-
-fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Error {
-    let hint = "the file is damaged or not an image: replace it or take it out";
-    Error::new(format!("cannot be decoded: {why}")).in_file(path).hint(hint)
-}
-
-/// Decodes on all cores; also says whether every image is grayscale. Pixels are RGB either way.
-fn decode_all(files: &Files, target: &Target) -> Result<(Dataset, bool)> {
-    let (height, width) = target.size;
-    let sample = height * width * 3;
-    let bytes = files.len() * sample;
-    let mut pixels = Vec::new();
-    if sample == 0 || pixels.try_reserve_exact(bytes).is_err() {
-        let cause = format!("{} images of {height} × {width} need {bytes} bytes of memory", files.len());
-        return Err(Error::new(cause).hint("train on fewer or smaller images"));
-    }
-    pixels.resize(bytes, 0);
-
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = files.len().div_ceil(threads).max(1);
-    let decode_share = |files: &[(PathBuf, i64)], pixels: &mut [u8]| -> Result<bool> {
-        let mut gray = true;
-        for ((path, _), out) in files.iter().zip(pixels.chunks_exact_mut(sample)) {
-            gray &= decode(path, target, out)?;
-        }
-        Ok(gray)
-    };
-    let results: Vec<_> = thread::scope(|scope| {
-        let shares = files.chunks(share).zip(pixels.chunks_mut(share * sample));
-        let workers: Vec<_> = shares.map(|(files, pixels)| scope.spawn(move || decode_share(files, pixels))).collect();
-        workers.into_iter().map(thread::ScopedJoinHandle::join).collect()
-    });
-    let mut gray = true;
-    for result in results {
-        gray &= result.map_err(|_| Error::new("a thread that decodes images has died"))??;
-    }
-    let images = Images { pixels, height, width, channels: 3 };
-    Ok((Dataset { samples: Samples::Images(images), labels: files.iter().map(|(_, c)| *c).collect() }, gray))
-}
-
-/// Decodes one file into `out`, [height, width, 3]; says whether it is grayscale.
-fn decode(path: &Path, target: &Target, out: &mut [u8]) -> Result<bool> {
-    let bytes = fs::read(path).file(path)?;
-    if jpeg_is_cut(&bytes) {
-        return Err(damaged(path, &"the JPEG data ends early"));
-    }
-    let image = image::load_from_memory(&bytes).map_err(|e| damaged(path, &e))?;
-    let gray = !image.color().has_color();
-    let mut image = image.into_rgb8();
-    let (height, width) = target.size;
-    if (image.height() as usize, image.width() as usize) != target.size {
-        if let Some(like) = &target.like {
-            let cause = format!(
-                "this image is {} × {} (height × width), but {} is {height} × {width}",
-                image.height(),
-                image.width(),
-                like.display()
-            );
-            let hint =
-                "the model does not fix the image size: export it with a fixed height and width, or resize the images";
-            return Err(Error::new(cause).in_file(path).hint(hint));
-        }
-        image = imageops::resize(&image, width as u32, height as u32, FilterType::Triangle);
-    }
-    out.copy_from_slice(image.as_raw());
-    Ok(gray)
-}
-
-/// Whether the data of a JPEG's last scan has no end marker; the decoder would fill the missing part with gray.
-fn jpeg_is_cut(bytes: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|w| w == marker);
-    bytes.starts_with(&[0xff, 0xd8]) && last([0xff, 0xd9]) < last([0xff, 0xda])
-}
-
-/// Of red, green and blue that are equal, the first.
-fn keep_one_channel(set: &mut Dataset) {
-    if let Samples::Images(images) = &mut set.samples {
-        images.pixels = images.pixels.iter().copied().step_by(3).collect();
-        images.channels = 1;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    const HELD: usize = usize::MAX;
 
     fn rgb(path: PathBuf, width: u32, height: u32, color: [u8; 3]) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -219,6 +143,12 @@ mod tests {
     fn images(set: &Dataset) -> &Images {
         let Samples::Images(images) = &set.samples else { panic!() };
         images
+    }
+
+    fn pixels(set: &Dataset, sample: usize) -> Vec<u8> {
+        let mut pixels = Vec::new();
+        images(set).read(&[sample], &mut pixels).unwrap();
+        pixels
     }
 
     #[test]
@@ -231,18 +161,18 @@ mod tests {
         rgb(at("val/dog/a.png"), 2, 3, [4, 5, 6]);
         fs::write(at("train/cat/notes.txt"), "x").unwrap();
         fs::write(at("train/.hidden"), "x").unwrap();
-        let splits = open(dir.path(), None).unwrap();
+        let splits = open(dir.path(), None, HELD).unwrap();
         assert_eq!(splits.classes, ["cat", "dog"]);
         assert_eq!(splits.train.labels, [0, 1, 1]);
         assert_eq!(splits.valid.as_ref().unwrap().labels, [1]);
         assert!(splits.test.is_none());
         let train = images(&splits.train);
         assert_eq!((train.height, train.width, train.channels), (3, 2, 3));
-        assert_eq!(train.sample(1)[..3], [1, 2, 3]);
-        assert_eq!(train.sample(2)[..3], [7, 8, 9]);
+        assert_eq!(pixels(&splits.train, 1)[..3], [1, 2, 3]);
+        assert_eq!(pixels(&splits.train, 2)[..3], [7, 8, 9]);
 
         rgb(at("test/bird/a.png"), 2, 3, [0; 3]);
-        assert!(open(dir.path(), None).unwrap_err().to_string().contains("class `bird`"));
+        assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("class `bird`"));
     }
 
     #[test]
@@ -250,10 +180,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         rgb(dir.path().join("a/1.png"), 4, 4, [10, 20, 30]);
         rgb(dir.path().join("b/2.png"), 8, 2, [40, 50, 60]);
-        let e = open(dir.path(), None).unwrap_err();
+        let e = open(dir.path(), None, HELD).unwrap_err();
         assert!(e.to_string().contains("2.png: this image is 2 × 8") && e.hint_text().is_some(), "{e}");
-        let splits = open(dir.path(), Some((3, 5))).unwrap();
-        assert_eq!(images(&splits.train).sample(1), [40, 50, 60].repeat(15));
+        let splits = open(dir.path(), Some((3, 5)), HELD).unwrap();
+        assert_eq!(pixels(&splits.train, 1), [40, 50, 60].repeat(15));
     }
 
     #[test]
@@ -261,11 +191,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("a")).unwrap();
         GrayImage::from_pixel(2, 2, Luma([9])).save(dir.path().join("a/1.png")).unwrap();
-        let splits = open(dir.path(), None).unwrap();
-        assert_eq!(images(&splits.train).pixels, [9; 4]);
+        let splits = open(dir.path(), None, HELD).unwrap();
+        assert_eq!(pixels(&splits.train, 0), [9; 4]);
         rgb(dir.path().join("a/2.png"), 2, 2, [1, 2, 3]);
-        let splits = open(dir.path(), None).unwrap();
-        assert_eq!((images(&splits.train).channels, images(&splits.train).sample(0)), (3, &[9; 12][..]));
+        let splits = open(dir.path(), None, HELD).unwrap();
+        assert_eq!((images(&splits.train).channels, pixels(&splits.train, 0)), (3, vec![9; 12]));
+    }
+
+    #[test]
+    fn images_that_do_not_fit_into_memory_stay_in_their_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..5 {
+            rgb(dir.path().join(format!("train/{}/{i}.png", i % 2)), 4, 4 + i, [i as u8 * 9, 20, 30]);
+        }
+        let [held, mut streamed] = [5 * 36, 5 * 36 - 1].map(|m| open(dir.path(), Some((4, 3)), m).unwrap());
+        assert!(held.notes.is_empty() && streamed.notes[0].starts_with("5 images would take 0.0 GiB"));
+        assert_ne!(held.train, streamed.train);
+        let all = |set: &Dataset| (0..set.len()).map(|i| pixels(set, i)).collect::<Vec<_>>();
+        assert_eq!(all(&held.train), all(&streamed.train));
+        let few = [3, 1].as_slice();
+        assert_eq!(all(&held.train.select(few).unwrap()), all(&streamed.train.select(few).unwrap()));
+        assert_eq!(images(&streamed.train).clone().held().unwrap(), *images(&held.train));
+        assert_eq!(streamed.split_validation(0.4, 0).unwrap(), 2);
+        fs::write(dir.path().join("train/0/2.png"), "x").unwrap();
+        let read = |set: &Dataset| images(set).read(&(0..set.len()).collect::<Vec<_>>(), &mut Vec::new());
+        let e = [Some(&streamed.train), streamed.valid.as_ref()].into_iter().flatten().find_map(|set| read(set).err());
+        assert!(e.unwrap().to_string().contains("2.png: cannot be decoded"));
     }
 
     #[test]
@@ -276,7 +227,7 @@ mod tests {
         let mut noise = RgbImage::new(64, 64);
         noise.enumerate_pixels_mut().for_each(|(x, y, p)| *p = Rgb([(x * y) as u8, (x * 37) as u8, (y * 91) as u8]));
         noise.save(&file).unwrap();
-        assert!(open(dir.path(), None).is_ok());
+        assert!(open(dir.path(), None, HELD).is_ok());
         let whole = fs::read(&file).unwrap();
         for bad in [
             whole[..whole.len() / 2].to_vec(),
@@ -286,18 +237,18 @@ mod tests {
             vec![],
         ] {
             fs::write(&file, bad).unwrap();
-            let e = open(dir.path(), Some((64, 64))).unwrap_err();
+            let e = open(dir.path(), Some((64, 64)), HELD).unwrap_err();
             assert!(e.to_string().contains("bad.jpg: cannot be decoded"), "{e}");
         }
         fs::rename(&file, dir.path().join("a/bad.webp")).unwrap();
-        assert!(open(dir.path(), None).unwrap_err().to_string().contains("webp images are not supported"));
+        assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("webp images are not supported"));
     }
 
     #[test]
     fn empty_folders_say_what_is_expected() {
         let dir = tempfile::tempdir().unwrap();
         let fails = |cause: &str| {
-            let e = open(dir.path(), None).unwrap_err();
+            let e = open(dir.path(), None, HELD).unwrap_err();
             assert!(e.to_string().contains(cause) && e.hint_text().is_some_and(|h| h.contains("train/<class>")), "{e}");
         };
         fails("no class folders");
@@ -307,6 +258,6 @@ mod tests {
         fails("a: this class has no images");
         fs::create_dir(dir.path().join("test")).unwrap();
         fails("no train folder");
-        assert!(open(&dir.path().join("nowhere"), None).unwrap_err().to_string().contains("nowhere"));
+        assert!(open(&dir.path().join("nowhere"), None, HELD).unwrap_err().to_string().contains("nowhere"));
     }
 }

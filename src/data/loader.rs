@@ -159,7 +159,7 @@ impl Clone for Maker {
 }
 
 impl Maker {
-    fn batch(&mut self, index: usize) -> Batch {
+    fn batch(&mut self, index: usize) -> Result<Batch> {
         let Plan { data, inputs, feed, options, pool } = &*self.plan;
         let from = index * options.batch_size;
         let len = options.batch_size.min(self.order.len() - from);
@@ -170,21 +170,22 @@ impl Maker {
             let short = |ty: &Type| Type::new(ty.dtype, &[&[rows], &ty.shape[1..]].concat());
             pool.take(&inputs.iter().map(short).collect::<Vec<_>>())
         };
+        let samples = &self.order[from..from + len];
+        feed.read(samples, &mut self.scratch)?;
         let mut labels = Vec::with_capacity(rows);
         for row in 0..rows {
-            let position = from + row.min(len - 1);
-            let sample = self.order[position];
-            let mut rng = stream(options.seed, Use::Augment, self.epoch, position as u64);
-            feed.fill(sample, row, &mut buffers, &mut rng, &mut self.scratch);
-            labels.push(data.labels[sample]);
+            let of_batch = row.min(len - 1);
+            let mut rng = stream(options.seed, Use::Augment, self.epoch, (from + of_batch) as u64);
+            feed.fill(samples, of_batch, row, &mut buffers, &mut rng, &mut self.scratch);
+            labels.push(data.labels[samples[of_batch]]);
         }
-        Batch { index, inputs: buffers, labels, len }
+        Ok(Batch { index, inputs: buffers, labels, len })
     }
 }
 
 /// A thread that makes every `threads`-th batch. It holds one finished batch and waits with the next.
 struct Worker {
-    batches: Option<Receiver<Batch>>,
+    batches: Option<Receiver<Result<Batch>>>,
     thread: std::io::Result<JoinHandle<()>>,
 }
 
@@ -193,7 +194,9 @@ impl Worker {
         let (sender, receiver) = sync_channel(1);
         let work = move || {
             for index in (first..batches).step_by(threads) {
-                if sender.send(maker.batch(index)).is_err() {
+                let batch = maker.batch(index);
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
                     return;
                 }
             }
@@ -207,7 +210,7 @@ impl Worker {
             return Err(Error::new(format!("a loader thread cannot be started: {e}")).hint("use fewer loader threads"));
         }
         let received = self.batches.as_ref().and_then(|b| b.recv().ok());
-        received.ok_or_else(|| Error::new("a loader thread has died"))
+        received.unwrap_or_else(|| Err(Error::new("a loader thread has died")))
     }
 }
 
@@ -240,10 +243,10 @@ impl Iterator for Epoch {
         }
         let index = self.next;
         self.next += 1;
-        if self.workers.is_empty() {
-            return Some(Ok(self.maker.batch(index)));
-        }
-        let batch = self.workers[(index - self.from) % self.workers.len()].next();
+        let batch = match self.workers.len() {
+            0 => self.maker.batch(index),
+            n => self.workers[(index - self.from) % n].next(),
+        };
         if batch.is_err() {
             self.next = self.batches;
         }
@@ -259,7 +262,7 @@ mod tests {
 
     fn dataset(n: usize) -> Arc<Dataset> {
         let pixels = (0..n * 64).map(|i| (i * 31 % 251) as u8).collect();
-        let images = Images { pixels, height: 8, width: 8, channels: 1 };
+        let images = Images::new(pixels, 8, 8, 1);
         Arc::new(Dataset { samples: Samples::Images(images), labels: (0..n as i64).collect() })
     }
 

@@ -1,4 +1,4 @@
-//! Data sets: found, read into memory, split, augmented and served as batches.
+//! Data sets: found, read, split, augmented and served as batches.
 //!
 //! [`open`] reads a [`Spec`] into [`Splits`]; a [`Loader`] turns one [`Dataset`] into batches that fit the model's
 //! inputs. Every random choice follows from a seed and a position, never from timing or the number of threads.
@@ -6,6 +6,7 @@
 mod augment;
 mod batch;
 mod cifar;
+mod decode;
 mod feed;
 mod fit;
 mod idx;
@@ -13,6 +14,7 @@ mod images;
 mod loader;
 mod normalize;
 mod npz;
+mod pixels;
 mod rng;
 mod spec;
 mod split;
@@ -27,6 +29,7 @@ pub use fit::{Fit, InputSpec, Layout, image_size, open_shapes};
 pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
 pub use normalize::Normalization;
 pub use npz::{read_npz, write_npz};
+pub use pixels::Images;
 pub use spec::Spec;
 pub use table::TableFormat;
 pub use text::TextOptions;
@@ -36,6 +39,9 @@ use crate::error::{Error, Result};
 use crate::ir::{Declared, Dim, Tensor, Type};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Bytes of decoded images that are held in memory; more than these are decoded when they are needed.
+const MEMORY: usize = 4 << 30;
 
 /// More classes than any classifier has: a larger label is a mistake in the file.
 const MAX_CLASSES: usize = 1 << 20;
@@ -58,19 +64,6 @@ pub enum Samples {
     Arrays(BTreeMap<String, Tensor>),
 }
 
-/// Images of one size, 8 bits per channel.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Images {
-    /// Pixels `0..=255`, [N, height, width, channels].
-    pub pixels: Vec<u8>,
-    /// Rows of one image.
-    pub height: usize,
-    /// Columns of one image.
-    pub width: usize,
-    /// 1 (grayscale) or 3 (red, green, blue).
-    pub channels: usize,
-}
-
 /// A data set in the parts that its files define.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Splits {
@@ -86,7 +79,7 @@ pub struct Splits {
     pub notes: Vec<String>,
 }
 
-/// Reads a data set into memory.
+/// Reads a data set. Folders of images stay files when they would take more than 4 GiB of memory.
 ///
 /// `inputs` are the model's, as its file declares them. Folders of images are resized to the size that the first one asks for, as
 /// they mix sizes; texts are tokenized for the inputs that take tokens, as `text` says. The other formats are fitted batch by batch.
@@ -104,7 +97,7 @@ pub fn open(spec: &Spec, inputs: &[(String, Declared)], text: Option<&TextOption
         Spec::Cifar10(dir) => (cifar::open_cifar10(dir)?, dir),
         Spec::Cifar100(dir) => (cifar::open_cifar100(dir)?, dir),
         Spec::Idx(dir) => (idx::open(dir)?, dir),
-        Spec::Images(dir) => (images::open(dir, declared_size(inputs))?, dir),
+        Spec::Images(dir) => (images::open(dir, declared_size(inputs), MEMORY)?, dir),
         Spec::Npz(file) => (npz::open(file)?, file),
         Spec::Text(format, path) => (text::open(path, *format, text.unwrap_or(&TextOptions::default()), inputs)?, path),
     };
@@ -124,28 +117,6 @@ fn declared_size(inputs: &[(String, Declared)]) -> Option<(usize, usize)> {
     let size = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { 0 };
     let shape: Vec<usize> = declared.dims.as_ref()?.iter().map(size).collect();
     image_size(&Type::new(declared.dtype, &shape)).filter(|(h, w)| *h > 0 && *w > 0)
-}
-
-impl Images {
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.pixels.len() / self.sample_len().max(1)
-    }
-
-    /// Whether there are no images.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of one image: height × width × channels.
-    pub fn sample_len(&self) -> usize {
-        self.height * self.width * self.channels
-    }
-
-    /// Pixels of image `i`, [height, width, channels].
-    pub fn sample(&self, i: usize) -> &[u8] {
-        &self.pixels[i * self.sample_len()..][..self.sample_len()]
-    }
 }
 
 impl Dataset {
@@ -176,10 +147,7 @@ impl Dataset {
             indices.iter().flat_map(|i| &bytes[i * width..][..width]).copied().collect()
         };
         let samples = match &self.samples {
-            Samples::Images(images) => {
-                let pixels = rows(&images.pixels, images.sample_len());
-                Samples::Images(Images { pixels, ..*images })
-            }
+            Samples::Images(images) => Samples::Images(images.select(indices)?),
             Samples::Arrays(arrays) => {
                 let mut selected = BTreeMap::new();
                 for (name, array) in arrays {
@@ -208,7 +176,7 @@ impl Dataset {
                 if images.sample_len() == 0 {
                     crate::bail!("the {part} images have no pixels");
                 }
-                if images.pixels.len() != self.len() * images.sample_len() {
+                if images.len() != self.len() {
                     crate::bail!("the {part} set has {} images but {} labels", images.len(), self.len());
                 }
                 if !matches!(images.channels, 1 | 3) {
@@ -259,12 +227,12 @@ mod tests {
 
     #[test]
     fn select_copies_rows_in_the_given_order() {
-        let images = Images { pixels: (0..12).collect(), height: 2, width: 2, channels: 1 };
+        let images = Images::new((0..12).collect(), 2, 2, 1);
         let set = Dataset { samples: Samples::Images(images), labels: vec![5, 6, 7] };
         let picked = set.select(&[2, 0]).unwrap();
         assert_eq!(picked.labels, [7, 5]);
         let Samples::Images(images) = picked.samples else { panic!() };
-        assert_eq!(images.pixels, [8, 9, 10, 11, 0, 1, 2, 3]);
+        assert_eq!(images, Images::new(vec![8, 9, 10, 11, 0, 1, 2, 3], 2, 2, 1));
 
         let array = Tensor::new(&[3, 2], &[0i32, 1, 2, 3, 4, 5]).unwrap();
         let set = Dataset { samples: Samples::Arrays([("x".to_owned(), array)].into()), labels: vec![5, 6, 7] };

@@ -7,6 +7,9 @@ use crate::ir::DType;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+/// Images that are read at once for statistics.
+const READ: usize = 256;
+
 /// Per channel: x ↦ (x/255 − mean) / std, mean and std on the scale where white is 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
@@ -17,22 +20,30 @@ pub struct Normalization {
 }
 
 impl Normalization {
-    /// Mean and standard deviation (with 1/n) over all pixels of `images`, as a model with `channels` (see
-    /// [`Fit`](super::Fit)) sees them: gray repeated, or color made gray. A constant channel gets a deviation of 1.
-    pub fn compute(images: &Images, channels: usize) -> Self {
+    /// Mean and standard deviation (with 1/n) over all pixels of `images` (of 2,000 of them, where they are not in memory), as a
+    /// model with `channels` (see [`Fit`](super::Fit)) sees them: gray repeated, or color made gray. A constant channel gets a
+    /// deviation of 1.
+    ///
+    /// # Errors
+    /// When a file cannot be decoded.
+    pub fn compute(images: &Images, channels: usize) -> Result<Self> {
         let source = images.channels.max(1);
         let to_gray = source == 3 && channels == 1;
         let mut counts = vec![[0u64; 256]; if to_gray { 1 } else { source }];
-        for pixel in images.pixels.chunks_exact(source) {
-            if let (true, [r, g, b]) = (to_gray, pixel) {
-                counts[0][usize::from(luma(*r, *g, *b))] += 1;
-            } else {
-                counts.iter_mut().zip(pixel).for_each(|(count, v)| count[usize::from(*v)] += 1);
+        let mut pixels = Vec::new();
+        for samples in images.representative().chunks(READ) {
+            images.read(samples, &mut pixels)?;
+            for pixel in pixels.chunks_exact(source) {
+                if let (true, [r, g, b]) = (to_gray, pixel) {
+                    counts[0][usize::from(luma(*r, *g, *b))] += 1;
+                } else {
+                    counts.iter_mut().zip(pixel).for_each(|(count, v)| count[usize::from(*v)] += 1);
+                }
             }
         }
         let (mean, std): (Vec<f32>, Vec<f32>) = counts.iter().map(moments).unzip();
         let spread = |v: Vec<f32>| (0..channels).map(|c| v[c % v.len()]).collect();
-        Self { mean: spread(mean), std: spread(std) }
+        Ok(Self { mean: spread(mean), std: spread(std) })
     }
 
     /// Checks that there are numbers for `channels` and that they can be divided by.
@@ -107,14 +118,14 @@ mod tests {
 
     #[test]
     fn statistics_are_per_channel_in_unit_scale() {
-        let images = Images { pixels: vec![0, 255, 51, 255, 255, 51], height: 1, width: 2, channels: 3 };
-        let n = Normalization::compute(&images, 3);
+        let images = Images::new(vec![0, 255, 51, 255, 255, 51], 1, 2, 3);
+        let n = Normalization::compute(&images, 3).unwrap();
         assert_eq!(n.mean, [0.5, 1.0, 0.2]);
         assert_eq!(n.std, [0.5, 1.0, 1.0]);
-        let gray = Normalization::compute(&images, 1);
+        let gray = Normalization::compute(&images, 1).unwrap();
         assert!((gray.mean[0] - (0.1495 + 0.587 + 0.0228)).abs() < 2e-3, "{gray:?}");
         let one = Images { channels: 1, width: 6, ..images };
-        assert_eq!(Normalization::compute(&one, 3).mean.len(), 3);
+        assert_eq!(Normalization::compute(&one, 3).unwrap().mean.len(), 3);
     }
 
     #[test]

@@ -90,7 +90,7 @@ mod tests {
     use crate::data::{Images, Samples};
 
     fn dataset(n: usize) -> Dataset {
-        let images = Images { pixels: (0..n).map(|i| i as u8).collect(), height: 1, width: 1, channels: 1 };
+        let images = Images::new((0..n).map(|i| i as u8).collect(), 1, 1, 1);
         Dataset { samples: Samples::Images(images), labels: (0..n as i64).collect() }
     }
 
@@ -108,7 +108,8 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (0..100).collect::<Vec<_>>());
         let Samples::Images(images) = &valid.samples else { panic!() };
-        assert!(images.pixels.iter().zip(&valid.labels).all(|(p, l)| i64::from(*p) == *l));
+        let pixels: Vec<u8> = valid.labels.iter().map(|l| *l as u8).collect();
+        assert_eq!(*images, Images::new(pixels, 1, 1, 1));
 
         let mut b = splits(100);
         b.split_validation(0.29, 7).unwrap();

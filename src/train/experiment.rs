@@ -2,7 +2,8 @@
 
 use super::metrics::Metric;
 use super::recipe::{Recipe, toml_error};
-use super::run::{Observer, Summary, train};
+use super::log::Summary;
+use super::run::{Observer, train};
 use crate::engine::{Device, Engine};
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;

@@ -1,17 +1,23 @@
 //! Training runs: recipe, schedule, loop, checkpoints.
 
 pub mod checkpoint;
+mod data;
+mod evaluate;
 pub mod events;
 mod experiment;
+mod log;
 mod metrics;
 pub mod recipe;
 mod run;
 pub mod schedule;
 
+pub(crate) use data::open_split;
+pub(crate) use evaluate::bytes;
+pub use evaluate::{Evaluation, evaluate_model};
 pub(crate) use experiment::moments;
 pub use experiment::{Cell, Experiment, Measure, Results};
+pub use log::{EpochReport, StepReport, Summary};
 pub(crate) use metrics::judge;
 pub use metrics::{ClassScores, Confusion, Metric, Scores};
 pub use recipe::Recipe;
-pub use run::{EpochReport, Evaluation, Observer, StepReport, Summary, evaluate_model, train};
-pub(crate) use run::{bytes, open_split};
+pub use run::{Observer, train};

@@ -1,130 +1,26 @@
 //! The loop: epochs of steps, validation, checkpoints, results.
 
 use super::checkpoint::{self, Names, Position};
-use super::events::{Events, of_epoch, of_step};
-use super::metrics::{Confusion, Metric, judge};
+use super::data::{Data, at_length, class_names, open_data, sizes};
+use super::evaluate::{bytes, measure};
+use super::log::{EpochReport, Log, StepReport, Summary};
+use super::metrics::Metric;
 use super::recipe::Recipe;
 use super::schedule::Unit;
 use crate::adapt::{Untied, append_head, freeze, replace_head, untie};
-use crate::data::{
-    Augment, Batch, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
-    TextOptions, check_vocabulary, open, open_shapes,
-};
+use crate::data::Spec;
 use crate::engine::program::State;
 use crate::engine::{Engine, Program};
 use crate::error::{Error, IoContext, Result};
 use crate::export::{export, fresh, with_values};
-use crate::ir::{Declared, Graph, Source, Tensor, Type, ValueId};
+use crate::ir::{Graph, Tensor};
 use crate::onnx::{Model, from_proto, import, save};
-use crate::step::stages::evaluation_stage;
-use crate::step::{Ends, Prepared, Stages, build, prepare};
+use crate::step::{Stages, build, prepare};
 use crate::trace::Sizes;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// A log line of one step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct StepReport {
-    /// Steps done.
-    pub step: u64,
-    /// Epoch, counted from 0.
-    pub epoch: usize,
-    /// Loss of the ascent pass.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ascent_loss: Option<f32>,
-    /// Loss of the descent pass.
-    pub loss: f32,
-    /// Share of correctly classified samples in the batch.
-    pub accuracy: f32,
-    /// Learning rate.
-    pub lr: f32,
-}
-
-/// A log line of one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct EpochReport {
-    /// Epoch, counted from 0.
-    pub epoch: usize,
-    /// Mean descent loss.
-    pub loss: f64,
-    /// Share of correctly classified training samples.
-    pub accuracy: f64,
-    /// Cross-entropy on the validation split.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_loss: Option<f64>,
-    /// Accuracy on the validation split.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_accuracy: Option<f64>,
-    /// F1 on the validation split (see [`Confusion::f1`]).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_f1: Option<f64>,
-    /// Matthews correlation on the validation split.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_matthews: Option<f64>,
-    /// Training samples per second.
-    pub samples_per_second: f64,
-}
-
-/// The results of a run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Steps done.
-    pub steps: u64,
-    /// What the best epoch was chosen by.
-    #[serde(default)]
-    pub metric: Metric,
-    /// Validation accuracy of the best epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub best_valid_accuracy: Option<f64>,
-    /// Validation F1 of the best epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub best_valid_f1: Option<f64>,
-    /// Validation Matthews correlation of the best epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub best_valid_matthews: Option<f64>,
-    /// Epoch of the exported weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub best_epoch: Option<usize>,
-    /// Test accuracy of the exported weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_accuracy: Option<f64>,
-    /// Test cross-entropy of the exported weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_loss: Option<f64>,
-    /// Test F1 of the exported weights (see [`Confusion::f1`]).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_f1: Option<f64>,
-    /// Test Matthews correlation of the exported weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_matthews: Option<f64>,
-    /// Names of the classes, in the order of the logits.
-    #[serde(default)]
-    pub classes: Vec<String>,
-    /// Test samples by true class (rows) and predicted class (columns), for up to 100 classes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_confusion: Option<Vec<Vec<u64>>>,
-    /// Seconds of training, this process only.
-    pub seconds: f64,
-}
-
-impl Summary {
-    /// A metric of the exported weights, on the test split or else on the validation split.
-    pub fn result(&self, metric: Metric) -> Option<f64> {
-        match metric {
-            Metric::Accuracy => self.test_accuracy.or(self.best_valid_accuracy),
-            Metric::F1 => self.test_f1.or(self.best_valid_f1),
-            Metric::Matthews => self.test_matthews.or(self.best_valid_matthews),
-        }
-    }
-}
-
-/// Tokens that any model of texts takes.
-const SHORT_TEXT: usize = 8;
 
 /// A confusion matrix of more classes is not written out.
 const SHOWN_CLASSES: usize = 100;
@@ -133,8 +29,8 @@ const SHOWN_CLASSES: usize = 100;
 pub trait Observer {
     /// Something worth saying once.
     fn note(&mut self, text: &str);
-    /// The run begins (again) after `done` of `total` steps.
-    fn start(&mut self, done: u64, total: u64);
+    /// The run begins (again) after `done` of `total` steps; `metric` chooses its best epoch.
+    fn start(&mut self, done: u64, total: u64, metric: Metric);
     /// A step is over.
     fn step(&mut self, report: &StepReport);
     /// An epoch is over.
@@ -210,12 +106,12 @@ pub fn train(
         (position, best) = (p, b);
     }
     recipe.save(&out.join("recipe.toml"))?;
-    let mut log = Log::open(out, resume, position.steps)?;
+    let mut log = Log::open(out, resume.then_some(&position))?;
 
     let per_epoch = data.train.batches_per_epoch();
     let total = recipe.steps.map_or((recipe.epochs * per_epoch) as u64, |s| s as u64);
     let epochs = (total as usize).div_ceil(per_epoch);
-    observer.start(position.steps, total);
+    observer.start(position.steps, total, recipe.metric);
     let started = Instant::now();
     while position.steps < total {
         let epoch_start = Instant::now();
@@ -334,7 +230,8 @@ pub fn train(
 }
 
 /// The graph to train, with a head of as many classes as the recipe asks for: the last linear layer gets new parameters, or a
-/// layer is appended to the model. Then the output that the recipe names is its embedding, and the logits are the new ones.
+/// layer is appended. `model` becomes the one with this head, so that it is exported even where it is not trained. With a layer
+/// appended, the output that the recipe names is its embedding, and the logits are the new ones.
 fn with_head(
     model: &mut Model,
     recipe: &mut Recipe,
@@ -342,15 +239,18 @@ fn with_head(
     engine: &Engine,
     observer: &mut dyn Observer,
 ) -> Result<Graph> {
-    let mut graph = model.graph.clone();
-    let Some(classes) = recipe.num_classes else { return Ok(graph) };
+    let Some(classes) = recipe.num_classes else { return Ok(model.graph.clone()) };
     if recipe.embedding.is_none() {
+        let mut graph = model.graph.clone();
         match replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed) {
             Ok(changed) => {
                 if changed {
                     observer.note(&format!("the head was replaced by one of {classes} classes"));
+                    let head = graph.params().into_iter().filter(|v| graph.tensor(*v) != model.graph.tensor(*v));
+                    let head = head.filter_map(|v| Some((graph[v].name.clone(), graph.tensor(v)?.clone()))).collect();
+                    *model = from_proto(&model.path, with_values(model, &[], &head)?)?;
                 }
-                return Ok(graph);
+                return Ok(model.graph.clone());
             }
             // The model's own loss does not see another head.
             Err(e) if recipe.ends().loss.is_some() => return Err(e),
@@ -385,270 +285,4 @@ fn exported(model: &Model, untied: &[Untied], stages: &Stages, state: &State) ->
         values.insert(name.clone(), Tensor::new(shape, data)?);
     }
     export(model, untied, &values)
-}
-
-pub(crate) fn bytes(batch: &Batch) -> Vec<&[u8]> {
-    batch.inputs.iter().map(crate::data::Buffer::bytes).collect()
-}
-
-/// The name of each of the model's classes; a number where the data have no sample of it.
-fn class_names(splits: &Splits, classes: usize) -> Vec<String> {
-    (0..classes).map(|c| splits.classes.get(c).cloned().unwrap_or_else(|| c.to_string())).collect()
-}
-
-/// Mean cross-entropy and confusion matrix over a loader that pads its last batch; `logits` gives those of a batch, row by row.
-fn measure(
-    loader: &Loader,
-    classes: usize,
-    mut logits: impl FnMut(&[&[u8]]) -> Result<Vec<f32>>,
-) -> Result<(f64, Confusion)> {
-    let (mut loss, mut confusion) = (0.0, Confusion::new(classes));
-    for batch in loader.epoch(0, 0) {
-        let batch = batch?;
-        let rows = logits(&bytes(&batch))?;
-        for (row, label) in rows.chunks(classes).zip(&batch.labels).take(batch.len) {
-            let (of_sample, prediction) = judge(row, *label as usize);
-            loss += of_sample;
-            confusion.add(*label as usize, prediction);
-        }
-        loader.recycle(batch);
-    }
-    Ok((loss / confusion.samples().max(1) as f64, confusion))
-}
-
-/// The lines of `metrics.jsonl`, and the same as events for TensorBoard.
-struct Log {
-    file: std::fs::File,
-    path: std::path::PathBuf,
-    events: Events,
-}
-
-impl Log {
-    /// `append` goes on after the first `done` steps.
-    fn open(folder: &Path, append: bool, done: u64) -> Result<Self> {
-        let path = folder.join("metrics.jsonl");
-        let file = std::fs::OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(&path);
-        Ok(Self { file: file.file(&path)?, path, events: Events::create(folder, done)? })
-    }
-
-    fn step(&mut self, report: &StepReport) -> Result<()> {
-        self.line(report)?;
-        self.events.scalars(report.step, &of_step(report))
-    }
-
-    fn epoch(&mut self, steps: u64, report: &EpochReport) -> Result<()> {
-        self.line(report)?;
-        self.events.scalars(steps, &of_epoch(report))
-    }
-
-    fn line(&mut self, value: &impl Serialize) -> Result<()> {
-        let json = serde_json::to_string(value).map_err(|e| Error::new(e.to_string()))?;
-        writeln!(self.file, "{json}").file(&self.path)
-    }
-}
-
-/// The loaders of a run.
-struct Data {
-    train: Loader,
-    valid: Option<Loader>,
-    test: Option<Loader>,
-    normalization: Option<Normalization>,
-    /// Size of the last, short batch, when it is kept.
-    rest: Option<usize>,
-}
-
-/// The model's inputs as the loader fills them.
-fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
-    inputs.iter().map(|(name, ty)| InputSpec { name: name.clone(), ty: ty.clone() }).collect()
-}
-
-/// Reads the data that `graph` is to be fed with; the error names them.
-fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
-    let open =
-        || open(spec, &declared(graph), text).and_then(|splits| check_vocabulary(graph, &splits).map(|()| splits));
-    open().map_err(|e| e.in_file(spec.path()))
-}
-
-/// What the file says about the inputs.
-fn declared(graph: &Graph) -> Vec<(String, Declared)> {
-    let input = |v: &ValueId| match &graph[*v].source {
-        Source::Input(declared) => Some((graph[*v].name.clone(), declared.clone())),
-        _ => None,
-    };
-    graph.inputs.iter().filter_map(input).collect()
-}
-
-/// Batches of `batch` samples of `set`, which fill the dimensions that the file leaves open.
-fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
-    Sizes { batch, shapes: open_shapes(&declared(graph), set, batch), ..Sizes::default() }
-}
-
-/// What `run` gives at `sizes`; the error says so when the only fault of texts is their length: a model has a table of so many
-/// positions.
-fn at_length<T>(recipe: &Recipe, sizes: &Sizes, run: impl Fn(&Sizes) -> Result<T>) -> Result<T> {
-    run(sizes).map_err(|error| {
-        let mut short = sizes.clone();
-        short.shapes.values_mut().for_each(|shape| shape[1..].fill(SHORT_TEXT));
-        let length = sizes.shapes.values().filter_map(|shape| shape.get(1)).max();
-        let long = length.filter(|n| recipe.text.is_some() && **n > SHORT_TEXT && run(&short).is_ok());
-        let Some(length) = long else { return error };
-        Error::new(format!("the model does not run on texts of {length} tokens ({})", error.cause()))
-            .hint("choose a smaller --max-length: a model takes no more tokens than it has positions for")
-    })
-}
-
-/// The given normalization, or that by the statistics of the training images; arrays are fed as they are.
-fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>) -> Result<Option<Normalization>> {
-    match (&train.samples, given, inputs) {
-        (Samples::Images(images), None, [input, ..]) => {
-            Ok(Some(Normalization::compute(images, Fit::new(images, input)?.channels)))
-        }
-        (Samples::Images(_), given, _) => Ok(given),
-        (Samples::Arrays(_), ..) => Ok(None),
-    }
-}
-
-fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
-    set.check_labels(classes)
-        .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
-}
-
-impl Data {
-    fn load(mut splits: Splits, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
-        for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
-            check_labels(set, stages.classes)?;
-        }
-        if let Some(n) = recipe.train_samples {
-            splits.train = splits.train.sample(n, 0)?;
-        }
-        splits.split_validation(recipe.valid, recipe.seed)?;
-        if recipe.label_noise > 0.0 {
-            let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
-            observer.note(&format!("{changed} training labels were replaced"));
-        }
-        let inputs = input_specs(&stages.inputs);
-        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
-        let n = splits.train.len();
-        if n < recipe.batch_size {
-            return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
-                .hint("choose a smaller --batch-size"));
-        }
-        let augment: Augment = recipe.augment.parse()?;
-        let options = LoaderOptions {
-            batch_size: recipe.batch_size,
-            shuffle: recipe.shuffle,
-            short: if recipe.drop_last { ShortBatch::Drop } else { ShortBatch::Keep },
-            seed: recipe.seed,
-            augment,
-            ..LoaderOptions::default()
-        };
-        let train = Loader::new(Arc::new(splits.train), inputs.clone(), normalization.clone(), options)?;
-        for note in train.notes() {
-            observer.note(note);
-        }
-        let still = |set: Option<Dataset>| -> Result<Option<Loader>> {
-            let Some(set) = set.filter(|s| !s.is_empty()) else { return Ok(None) };
-            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size).map(Some)
-        };
-        let (valid, test) = (still(splits.valid)?, still(splits.test)?);
-        let rest = (!recipe.drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
-        Ok(Self { train, valid, test, normalization, rest })
-    }
-}
-
-fn evaluation_loader(
-    set: Dataset,
-    inputs: &[InputSpec],
-    normalization: Option<Normalization>,
-    batch_size: usize,
-) -> Result<Loader> {
-    let options = LoaderOptions {
-        batch_size,
-        shuffle: false,
-        short: ShortBatch::Pad,
-        augment: Augment::None,
-        ..LoaderOptions::default()
-    };
-    Loader::new(Arc::new(set), inputs.to_vec(), normalization, options)
-}
-
-/// What a model does on one split of a data set.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evaluation {
-    /// Mean cross-entropy.
-    pub loss: f64,
-    /// True and predicted classes.
-    pub confusion: Confusion,
-    /// Names of the classes, in the order of the logits.
-    pub classes: Vec<String>,
-}
-
-/// A model prepared for one split (`train`, `valid` or `test`) of the data that the recipe names, the loader that `load` makes of it,
-/// and the names of the classes.
-///
-/// # Errors
-/// Anything that is wrong with model or data; a split that is not there.
-pub(crate) fn open_split(
-    engine: &Engine,
-    graph: &Graph,
-    recipe: &Recipe,
-    split: &str,
-    note: &mut dyn FnMut(&str),
-    load: impl FnOnce(Dataset, Vec<InputSpec>, Option<Normalization>) -> Result<Loader>,
-) -> Result<(Prepared, Loader, Vec<String>)> {
-    let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, graph, recipe.text.as_ref())?;
-    splits.notes.iter().for_each(|n| note(n));
-    let ends = Ends { loss: None, ..recipe.ends() };
-    let sizes = sizes(graph, &splits.train, recipe.batch_size);
-    let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
-    let inputs = input_specs(&prepared.inputs()?);
-    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let names = class_names(&splits, classes);
-    let open = || -> Result<Loader> {
-        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
-        let set = match split {
-            "train" => Some(splits.train),
-            "valid" => splits.valid,
-            _ => splits.test,
-        };
-        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
-        check_labels(&set, classes)?;
-        load(set, inputs, normalization)
-    };
-    let loader = open().map_err(|e| e.in_file(spec.path()))?;
-    loader.notes().iter().for_each(|n| note(n));
-    Ok((prepared, loader, names))
-}
-
-/// Evaluates a model on one split (`train`, `valid` or `test`) of the data set that `recipe` names.
-///
-/// Of the recipe, `data`, `text`, `normalization`, `batch_size` and `output` are used. Without a normalization, images are
-/// normalized by the statistics of the training split. `note` is told how the data was made to fit the model.
-///
-/// # Errors
-/// Anything that is wrong with model or data; a split that is not there.
-pub fn evaluate_model(
-    engine: &Engine,
-    graph: &Graph,
-    recipe: &Recipe,
-    split: &str,
-    note: &mut dyn FnMut(&str),
-) -> Result<Evaluation> {
-    let (prepared, loader, names) = open_split(engine, graph, recipe, split, note, |set, inputs, normalization| {
-        evaluation_loader(set, &inputs, normalization, recipe.batch_size)
-    })?;
-    let types = prepared.inputs()?;
-    let classes = names.len();
-    let mut session = engine.compile(&evaluation_stage(&prepared)?)?;
-    let known: Vec<bool> = types.iter().map(|(name, _)| session.inputs().contains(name)).collect();
-    let (loss, confusion) = measure(&loader, classes, |batch| {
-        let mut tensors = Vec::with_capacity(types.len());
-        for (((name, ty), bytes), _) in types.iter().zip(batch).zip(&known).filter(|(_, known)| **known) {
-            tensors.push((name.as_str(), Tensor::from_bytes(ty.dtype, &ty.shape, bytes.to_vec())?));
-        }
-        let given: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
-        Ok(session.run(&given)?.first().map(Tensor::to_f32).unwrap_or_default())
-    })?;
-    Ok(Evaluation { loss, confusion, classes: names })
 }

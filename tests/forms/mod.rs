@@ -8,7 +8,7 @@ use bisam::data::write_npz;
 use bisam::ir::{DType, Declared, Graph, Source, Tensor, Type};
 use bisam::onnx::import;
 use bisam::step::{Preset, StepOptions};
-use bisam::train::{EpochReport, Observer, Recipe, StepReport, train};
+use bisam::train::{EpochReport, Metric, Observer, Recipe, StepReport, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ struct Losses(Vec<Loss>);
 
 impl Observer for Losses {
     fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64, _: u64) {}
+    fn start(&mut self, _: u64, _: u64, _: Metric) {}
     fn step(&mut self, report: &StepReport) {
         self.0.push((report.ascent_loss, report.loss));
     }

@@ -26,7 +26,7 @@ impl Observer for Notes {
     fn note(&mut self, text: &str) {
         self.0.push(text.to_owned());
     }
-    fn start(&mut self, _: u64, _: u64) {}
+    fn start(&mut self, _: u64, _: u64, _: Metric) {}
     fn step(&mut self, _: &StepReport) {}
     fn epoch(&mut self, report: &EpochReport) {
         self.1.push(*report);
