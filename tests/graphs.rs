@@ -4,7 +4,7 @@ use crate::common::{engine, repo};
 use crate::snapshot;
 use bisam::ir::Graph;
 use bisam::onnx::import;
-use bisam::step::stages::{perturb_stage, statistics_stage, update_stage};
+use bisam::step::flat::{perturb_stage, statistics_stage, update_stage};
 use bisam::step::update::Ending;
 use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;

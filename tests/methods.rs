@@ -28,8 +28,9 @@ fn trained(model: &str, options: &StepOptions, change: impl Fn(&str, f32) -> f32
     let stages = |n: usize| {
         build(&prepare(&graph, &Sizes::batch(n), Ends::default(), &engine).expect("prepares"), options).expect("builds")
     };
-    let mut program = Program::new(&engine, &stages(BATCH), options).expect("compiles");
-    program.add_batch_sizes(BATCH, |n| Ok(stages(n))).expect("compiles");
+    let whole = stages(BATCH);
+    let mut program = Program::new(&engine, &whole, options).expect("compiles");
+    program.add_batch_sizes(&whole, BATCH, |n| Ok(stages(n))).expect("compiles");
     let names: Vec<String> = program.params().iter().map(|p| p.name.clone()).collect();
     let mut state = program.state().expect("state");
     for (name, values) in names.iter().zip(&mut state.params) {

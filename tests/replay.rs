@@ -92,7 +92,7 @@ fn ten_steps_equal_the_authors_update() {
             let stages = build(&prepared, &options).expect("builds");
             let mut program = Program::new(&engine, &stages, &options).expect("compiles");
             program
-                .add_batch_sizes(batch, |n| {
+                .add_batch_sizes(&stages, batch, |n| {
                     build(&prepare(&graph, &Sizes::batch(n), Ends::default(), &engine)?, &options)
                 })
                 .expect("compiles");

@@ -46,7 +46,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let prepared = prepare(&graph, &sizes, Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let mut program = Program::new(&engine, &stages, &options)?;
-    program.add_batch_sizes(args.batch, |n| {
+    program.add_batch_sizes(&stages, args.batch, |n| {
         build(&prepare(&graph, &sizes.with_batch(n), Ends::default(), &engine)?, &options)
     })?;
     let inputs: Vec<Vec<u8>> = stages

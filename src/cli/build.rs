@@ -5,7 +5,7 @@ use crate::adapt::untie;
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
-use crate::step::stages::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
+use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
 use crate::step::update::Ending;
 use crate::step::{Ends, Kernels, StepOptions, build, prepare};
 use crate::trace::Sizes;

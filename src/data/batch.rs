@@ -33,7 +33,13 @@ impl Buffer {
         (self.ty.dtype == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    /// Row `row` along axis 0.
+    pub(super) fn row_bytes_mut(&mut self, row: usize) -> &mut [u8] {
+        let len = self.ty.bytes() / self.ty.shape.first().copied().unwrap_or_default().max(1);
+        &mut self.bytes_mut()[row * len..][..len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.ty.bytes()]
     }
 

@@ -105,7 +105,7 @@ fn read(dir: &Path, files: &[&str], variant: &Variant) -> Result<Dataset> {
         let hint = || format!("the file is damaged or not binary {}: download it again", variant.name);
         check_labels(&labels[from..], variant.classes).map_err(|e| e.in_file(&file).hint(hint()))?;
     }
-    Ok(Dataset { samples: Samples::Images(Images::new(pixels, SIDE, SIDE, 3)), labels })
+    Ok(Dataset::new(Samples::Images(Images::new(pixels, SIDE, SIDE, 3)), labels))
 }
 
 /// One name per line, blank lines aside; numbers where the file is missing.

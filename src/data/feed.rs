@@ -109,10 +109,13 @@ impl Feed {
             }
             Source::Arrays(arrays) => {
                 let sample = samples[of_batch];
+                let left = self.data.lengths.as_ref().is_some_and(|l| l.left);
                 for (buffer, array) in buffers.iter_mut().zip(arrays) {
-                    let bytes = buffer.bytes_mut();
-                    let width = array.bytes().len() / self.data.len().max(1);
-                    bytes[row * width..][..width].copy_from_slice(&array.bytes()[sample * width..][..width]);
+                    let stored = array.bytes().len() / self.data.len().max(1);
+                    let bytes = buffer.row_bytes_mut(row);
+                    // A batch of shorter texts has less of their padding.
+                    let from = sample * stored + if left { stored - bytes.len() } else { 0 };
+                    bytes.copy_from_slice(&array.bytes()[from..][..bytes.len()]);
                 }
             }
         }
@@ -242,12 +245,12 @@ mod tests {
 
     fn images(pixels: &[u8], height: usize, width: usize, channels: usize) -> Arc<Dataset> {
         let images = Images::new(pixels.to_vec(), height, width, channels);
-        Arc::new(Dataset { labels: vec![0; images.len()], samples: Samples::Images(images) })
+        Arc::new(Dataset::new(Samples::Images(images.clone()), vec![0; images.len()]))
     }
 
     fn arrays(list: &[(&str, Tensor)]) -> Arc<Dataset> {
         let arrays: BTreeMap<_, _> = list.iter().map(|(n, t)| ((*n).to_owned(), t.clone())).collect();
-        Arc::new(Dataset { samples: Samples::Arrays(arrays), labels: vec![0, 0] })
+        Arc::new(Dataset::new(Samples::Arrays(arrays), vec![0, 0]))
     }
 
     /// What the last sample becomes.

@@ -80,7 +80,7 @@ fn read(images: &Path, labels: &Path) -> Result<Dataset> {
         return Err(Error::new(cause).in_file(labels));
     }
     let images = Images::new(pixels, shape[1], shape[2], 1);
-    Ok(Dataset { samples: Samples::Images(images), labels: classes.into_iter().map(i64::from).collect() })
+    Ok(Dataset::new(Samples::Images(images), classes.into_iter().map(i64::from).collect()))
 }
 
 /// Dimensions and elements of an IDX file of bytes with `rank` dimensions.

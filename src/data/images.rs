@@ -55,7 +55,7 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> R
         let (paths, labels) = files.into_iter().unzip();
         let images = Images::of_files(ImageFiles { paths, like: like.clone() }, size.0, size.1, channels);
         let images = if bytes > memory { images } else { images.held()? };
-        Ok(Dataset { samples: Samples::Images(images), labels })
+        Ok(Dataset::new(Samples::Images(images), labels))
     };
     let [valid, test] = [valid, test].map(|files| files.map(set).transpose());
     Ok(Splits { train: set(train)?, valid: valid?, test: test?, classes, notes })

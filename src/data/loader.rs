@@ -44,11 +44,22 @@ pub struct LoaderOptions {
     pub augment: Augment,
     /// Background threads; 0 prepares each batch when it is asked for.
     pub workers: usize,
+    /// Of texts: the lengths that batches are padded to, ascending, the last that of the arrays; see [`Lengths::buckets`]. Then a
+    /// batch has texts of similar length. Empty: every batch is as long as the arrays.
+    pub buckets: Vec<usize>,
 }
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        Self { batch_size: 128, shuffle: false, short: ShortBatch::Keep, seed: 0, augment: Augment::None, workers: 1 }
+        Self {
+            batch_size: 128,
+            shuffle: false,
+            short: ShortBatch::Keep,
+            seed: 0,
+            augment: Augment::None,
+            workers: 1,
+            buckets: Vec::new(),
+        }
     }
 }
 
@@ -76,7 +87,7 @@ impl Loader {
         normalization: Option<Normalization>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        let LoaderOptions { batch_size, augment, .. } = options;
+        let (batch_size, augment) = (options.batch_size, options.augment);
         data.check("loaded")?;
         if batch_size == 0 {
             crate::bail!("batch size 0 makes no batch");
@@ -120,8 +131,9 @@ impl Loader {
         } else {
             (0..data.len()).collect()
         };
-        let maker =
-            Maker { plan: self.0.clone(), order: order.into(), epoch: epoch as u64, scratch: Scratch::default() };
+        let (order, lengths) = self.0.by_length(order, epoch as u64);
+        let (order, lengths) = (order.into(), lengths.into());
+        let maker = Maker { plan: self.0.clone(), order, lengths, epoch: epoch as u64, scratch: Scratch::default() };
         let batches = self.0.batches();
         let threads = options.workers.min(batches.saturating_sub(from_batch));
         let workers = (0..threads).map(|i| Worker::start(maker.clone(), from_batch + i, threads, batches)).collect();
@@ -135,6 +147,25 @@ impl Loader {
 }
 
 impl Plan {
+    /// The order in which texts of similar length are in the same batch, and the length of each batch; of data without lengths the
+    /// given order, and none.
+    fn by_length(&self, order: Vec<usize>, epoch: u64) -> (Vec<usize>, Vec<usize>) {
+        let LoaderOptions { batch_size, shuffle, seed, buckets, .. } = &self.options;
+        let Some(lengths) = self.data.lengths.as_ref().filter(|_| buckets.len() > 1) else {
+            return (order, Vec::new());
+        };
+        let mut batches = lengths.batches(&order, buckets, *batch_size);
+        if *shuffle {
+            // A short batch stays the last.
+            let whole = order.len() / batch_size;
+            let places =
+                permutation(whole, stream(*seed, Use::Batches, epoch, 0)).into_iter().chain(whole..batches.len());
+            batches = places.map(|i| std::mem::take(&mut batches[i])).collect();
+        }
+        let (lengths, samples): (Vec<usize>, Vec<Vec<usize>>) = batches.into_iter().unzip();
+        (samples.concat(), lengths)
+    }
+
     fn batches(&self) -> usize {
         let (samples, size) = (self.data.len(), self.options.batch_size);
         match self.options.short {
@@ -148,13 +179,21 @@ impl Plan {
 struct Maker {
     plan: Arc<Plan>,
     order: Arc<[usize]>,
+    /// Of every batch, where they differ.
+    lengths: Arc<[usize]>,
     epoch: u64,
     scratch: Scratch,
 }
 
 impl Clone for Maker {
     fn clone(&self) -> Self {
-        Self { plan: self.plan.clone(), order: self.order.clone(), epoch: self.epoch, scratch: Scratch::default() }
+        Self {
+            plan: self.plan.clone(),
+            order: self.order.clone(),
+            lengths: self.lengths.clone(),
+            epoch: self.epoch,
+            scratch: Scratch::default(),
+        }
     }
 }
 
@@ -164,12 +203,15 @@ impl Maker {
         let from = index * options.batch_size;
         let len = options.batch_size.min(self.order.len() - from);
         let rows = if options.short == ShortBatch::Pad { options.batch_size } else { len };
-        let mut buffers = if rows == options.batch_size {
-            pool.take(inputs)
-        } else {
-            let short = |ty: &Type| Type::new(ty.dtype, &[&[rows], &ty.shape[1..]].concat());
-            pool.take(&inputs.iter().map(short).collect::<Vec<_>>())
+        let sized = |ty: &Type| {
+            let mut shape = ty.shape.clone();
+            shape[0] = rows;
+            if let Some(length) = self.lengths.get(index) {
+                shape[1] = *length;
+            }
+            Type::new(ty.dtype, &shape)
         };
+        let mut buffers = pool.take(&inputs.iter().map(sized).collect::<Vec<_>>());
         let samples = &self.order[from..from + len];
         feed.read(samples, &mut self.scratch)?;
         let mut labels = Vec::with_capacity(rows);
@@ -263,7 +305,7 @@ mod tests {
     fn dataset(n: usize) -> Arc<Dataset> {
         let pixels = (0..n * 64).map(|i| (i * 31 % 251) as u8).collect();
         let images = Images::new(pixels, 8, 8, 1);
-        Arc::new(Dataset { samples: Samples::Images(images), labels: (0..n as i64).collect() })
+        Arc::new(Dataset::new(Samples::Images(images), (0..n as i64).collect()))
     }
 
     fn loader(n: usize, options: LoaderOptions) -> Loader {
@@ -273,7 +315,15 @@ mod tests {
 
     fn options(workers: usize) -> LoaderOptions {
         let augment = Augment::CropFlipCutout;
-        LoaderOptions { batch_size: 8, shuffle: true, short: ShortBatch::Keep, seed: 3, augment, workers }
+        LoaderOptions {
+            batch_size: 8,
+            shuffle: true,
+            short: ShortBatch::Keep,
+            seed: 3,
+            augment,
+            workers,
+            buckets: Vec::new(),
+        }
     }
 
     fn batches(loader: &Loader, epoch: usize, from: usize) -> Vec<Batch> {

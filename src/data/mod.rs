@@ -11,6 +11,7 @@ mod feed;
 mod fit;
 mod idx;
 mod images;
+mod lengths;
 mod loader;
 mod normalize;
 mod npz;
@@ -26,6 +27,7 @@ mod vocabulary;
 pub use augment::Augment;
 pub use batch::{Batch, Buffer};
 pub use fit::{Fit, InputSpec, Layout, image_size, open_shapes};
+pub use lengths::Lengths;
 pub use loader::{Epoch, Loader, LoaderOptions, ShortBatch};
 pub use normalize::Normalization;
 pub use npz::{read_npz, write_npz};
@@ -53,6 +55,8 @@ pub struct Dataset {
     pub samples: Samples,
     /// Class of each sample, `0..classes`.
     pub labels: Vec<i64>,
+    /// Of texts of different lengths.
+    pub lengths: Option<Lengths>,
 }
 
 /// The inputs of a data set.
@@ -120,6 +124,11 @@ fn declared_size(inputs: &[(String, Declared)]) -> Option<(usize, usize)> {
 }
 
 impl Dataset {
+    /// Samples of one size.
+    pub fn new(samples: Samples, labels: Vec<i64>) -> Self {
+        Self { samples, labels, lengths: None }
+    }
+
     /// Number of samples.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -163,7 +172,12 @@ impl Dataset {
                 Samples::Arrays(selected)
             }
         };
-        Ok(Self { samples, labels: indices.iter().map(|i| self.labels[*i]).collect() })
+        let labels = indices.iter().map(|i| self.labels[*i]).collect();
+        let lengths = self.lengths.as_ref().map(|lengths| {
+            let tokens = indices.iter().map(|i| lengths.tokens[*i]).collect();
+            Lengths { tokens, ..*lengths }
+        });
+        Ok(Self { samples, labels, lengths })
     }
 
     /// As many samples as labels, and at least one.
@@ -228,14 +242,14 @@ mod tests {
     #[test]
     fn select_copies_rows_in_the_given_order() {
         let images = Images::new((0..12).collect(), 2, 2, 1);
-        let set = Dataset { samples: Samples::Images(images), labels: vec![5, 6, 7] };
+        let set = Dataset::new(Samples::Images(images), vec![5, 6, 7]);
         let picked = set.select(&[2, 0]).unwrap();
         assert_eq!(picked.labels, [7, 5]);
         let Samples::Images(images) = picked.samples else { panic!() };
         assert_eq!(images, Images::new(vec![8, 9, 10, 11, 0, 1, 2, 3], 2, 2, 1));
 
         let array = Tensor::new(&[3, 2], &[0i32, 1, 2, 3, 4, 5]).unwrap();
-        let set = Dataset { samples: Samples::Arrays([("x".to_owned(), array)].into()), labels: vec![5, 6, 7] };
+        let set = Dataset::new(Samples::Arrays([("x".to_owned(), array)].into()), vec![5, 6, 7]);
         let Samples::Arrays(arrays) = set.select(&[1]).unwrap().samples else { panic!() };
         assert_eq!(arrays["x"], Tensor::new(&[1, 2], &[2i32, 3]).unwrap());
     }

@@ -156,7 +156,7 @@ fn dataset(mut arrays: BTreeMap<String, Tensor>, prefix: &str) -> Result<Dataset
             crate::bail!("array `{prefix}{name}` is {}, but there are {} labels", array.ty(), labels.len());
         }
     }
-    Ok(Dataset { samples: Samples::Arrays(arrays), labels })
+    Ok(Dataset::new(Samples::Arrays(arrays), labels))
 }
 
 /// Reads one array of whatever type it is.

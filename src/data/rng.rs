@@ -12,6 +12,7 @@ pub(super) enum Use {
     Split = 3,
     LabelNoise = 4,
     Sample = 5,
+    Batches = 6,
 }
 
 /// The stream for one use, epoch and position (of a sample in the epoch, or 0) under the user's seed.

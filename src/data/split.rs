@@ -91,7 +91,7 @@ mod tests {
 
     fn dataset(n: usize) -> Dataset {
         let images = Images::new((0..n).map(|i| i as u8).collect(), 1, 1, 1);
-        Dataset { samples: Samples::Images(images), labels: (0..n as i64).collect() }
+        Dataset::new(Samples::Images(images), (0..n as i64).collect())
     }
 
     fn splits(n: usize) -> Splits {

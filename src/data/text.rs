@@ -138,8 +138,9 @@ pub(super) fn open(
     }
     let mut tokens = tokens.into_iter();
     let mut dataset = |part: &Part| -> Result<Dataset> {
-        let arrays = tokens.next().map(|encoded| encoder.arrays(&encoded, length)).transpose()?.unwrap_or_default();
-        Ok(Dataset { samples: Samples::Arrays(arrays), labels: classes.labels(part)? })
+        let Some(encoded) = tokens.next() else { crate::bail!("a part has no tokens") };
+        let samples = Samples::Arrays(encoder.arrays(&encoded, length)?);
+        Ok(Dataset { samples, labels: classes.labels(part)?, lengths: encoder.lengths(encoded, length) })
     };
     let train_set = dataset(&train)?;
     let valid = valid.as_ref().map(&mut dataset).transpose()?;

@@ -1,5 +1,6 @@
 //! Texts as the token arrays that a model takes, by the Hugging Face tokenizer that belongs to it.
 
+use super::Lengths;
 use crate::adapt::MASK_NAMES;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Dim, Element, Tensor};
@@ -139,6 +140,11 @@ impl Encoder {
     pub(super) fn length<'a>(&self, all: impl IntoIterator<Item = &'a Encoded>) -> usize {
         let longest = all.into_iter().flat_map(|e| &e.lengths).max().copied().unwrap_or_default();
         if self.always { self.longest } else { longest.max(1).next_multiple_of(ROUND).min(self.longest) }
+    }
+
+    /// The lengths of texts in rows of `length`, where rows of any length mean the same.
+    pub(super) fn lengths(&self, encoded: Encoded, length: usize) -> Option<Lengths> {
+        (!self.always).then_some(Lengths { tokens: encoded.lengths, longest: length, left: self.pad.left })
     }
 
     /// The arrays [texts, length] by the name of the input, padded.

@@ -5,8 +5,7 @@ use super::binding::Binding;
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::Graph;
-use crate::step::stages::names;
-use crate::step::{Base, StepOptions};
+use crate::step::{Base, StepOptions, names};
 use std::collections::BTreeMap;
 
 /// Which buffer of each pair holds the current values.

@@ -10,6 +10,7 @@ pub mod arena;
 pub mod binding;
 mod buffers;
 mod cuda;
+mod evaluation;
 mod find;
 mod kernels;
 pub mod library;
@@ -20,6 +21,7 @@ mod value;
 
 pub use arena::{Buffer, Layout, Memory};
 pub use binding::Binding;
+pub use evaluation::Evaluation;
 pub use library::{Runtime, load, load_with};
 pub use program::{Losses, Program};
 pub use session::{Device, Engine, Session};

@@ -11,11 +11,10 @@ use super::buffers::{Buffers, FlatStage, Gradient, Sides};
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
-use crate::step::stages::{
-    Slot, Stages, StatSlot, Subset, accumulate_stage, names, perturb_stage, start_stage, statistics_stage, update_stage,
-};
+use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
+use crate::step::stages::{Slot, Stages, StatSlot, Subset};
 use crate::step::update::Ending;
-use crate::step::{Base, StepOptions};
+use crate::step::{Base, StepOptions, names};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -74,7 +73,7 @@ enum Way {
     Down,
 }
 
-/// `grad` and `score` for one batch size, bound to either parameter buffer.
+/// `grad` and `score` for batches of one shape, bound to either parameter buffer.
 struct GradStage {
     session: Session,
     /// By direction, then side.
@@ -86,18 +85,20 @@ struct GradStage {
     labels: Buffer,
     scores: Buffer,
     batch: usize,
+    /// Bytes of a sample, by input.
+    widths: Vec<usize>,
 }
 
 /// The compiled step of one model, with its state.
 pub struct Program {
-    engine: Engine,
+    pub(super) engine: Engine,
     options: StepOptions,
-    params: Vec<Slot>,
+    pub(super) params: Vec<Slot>,
     /// The choices of parameters that an ascent may be with respect to; none means all.
     chosen: Vec<Vec<bool>>,
-    stats: Vec<StatSlot>,
-    layout: Layout,
-    stat_layout: Layout,
+    pub(super) stats: Vec<StatSlot>,
+    pub(super) layout: Layout,
+    pub(super) stat_layout: Layout,
     grads: Vec<GradStage>,
     start: Option<FlatStage>,
     perturb: Option<FlatStage>,
@@ -106,8 +107,8 @@ pub struct Program {
     update: FlatStage,
     /// The update of steps that reuse an earlier perturbation.
     reuse: Option<FlatStage>,
-    buffers: Buffers,
-    sides: Sides,
+    pub(super) buffers: Buffers,
+    pub(super) sides: Sides,
     steps: u64,
     /// Wall time per stage since the start.
     pub times: StageTimes,
@@ -160,7 +161,7 @@ impl Program {
             steps: 0,
             times: StageTimes::default(),
         };
-        program.add_batch_size(stages)?;
+        program.add(stages)?;
         program.restore(&program.initial(stages)?)?;
         Ok(program)
     }
@@ -180,16 +181,13 @@ impl Program {
         })
     }
 
-    /// Compiles `grad` for the batch size of `stages`, built from the same model with the same options.
-    ///
-    /// # Errors
-    /// Whatever ONNX Runtime says about it.
-    fn add_batch_size(&mut self, stages: &Stages) -> Result<()> {
+    /// Compiles `grad` for the batches of `stages`, built from the same model with the same options.
+    fn add(&mut self, stages: &Stages) -> Result<()> {
         let session = self.engine.compile(&stages.grad)?;
         let memory = &self.buffers.memory;
         let inputs: Vec<Buffer> =
             stages.inputs.iter().map(|(_, ty)| memory.zeros(ty.bytes())).collect::<Result<_>>()?;
-        let batch = stages.inputs.first().map_or(0, |(_, ty)| ty.shape.first().copied().unwrap_or(0));
+        let (batch, widths) = (stages.batch(), widths(&stages.inputs));
         let labels = memory.zeros(batch * DType::I64.width())?;
         let scores = memory.zeros(batch * DType::F32.width())?;
         let scalar = Type::new(DType::F32, &[]);
@@ -252,35 +250,45 @@ impl Program {
         };
         let subsets = stages.subsets.iter().map(subset).collect::<Result<_>>()?;
         let score = stages.score.as_ref().map(score).transpose()?;
-        self.grads.push(GradStage { session, bindings, score, subsets, inputs, labels, scores, batch });
+        self.grads.push(GradStage { session, bindings, score, subsets, inputs, labels, scores, batch, widths });
         Ok(())
     }
 
-    /// Compiles every batch size that a step on `n` samples runs and that is not there yet; `stages` builds those of one size.
+    /// Compiles what a step on `n` samples of the shape in `like` runs and is not there yet; `stages` builds those of another batch
+    /// size and the same shape.
     ///
     /// # Errors
     /// As `stages`, and whatever ONNX Runtime says about a stage.
-    pub fn add_batch_sizes(&mut self, n: usize, stages: impl Fn(usize) -> Result<Stages>) -> Result<()> {
-        while let Some(missing) = self.missing_batch_size(n) {
-            self.add_batch_size(&stages(missing)?)?;
+    pub fn add_batch_sizes(&mut self, like: &Stages, n: usize, stages: impl Fn(usize) -> Result<Stages>) -> Result<()> {
+        let widths = widths(&like.inputs);
+        while let Some(missing) = self.missing_batch_size(n, &widths) {
+            if missing == like.batch() {
+                self.add(like)?;
+            } else {
+                self.add(&stages(missing)?)?;
+            }
         }
         Ok(())
     }
 
-    /// Whether a step on `n` samples lacks a batch size, and which: see [`StepOptions::batch_sizes`].
-    fn missing_batch_size(&self, n: usize) -> Option<usize> {
-        self.options.batch_sizes(n).into_iter().find(|n| !self.grads.iter().any(|g| g.batch == *n))
+    /// Whether a step on `n` samples of these widths lacks a batch size, and which: see [`StepOptions::batch_sizes`].
+    fn missing_batch_size(&self, n: usize, widths: &[usize]) -> Option<usize> {
+        self.options.batch_sizes(n).into_iter().find(|n| self.stage(*n, widths).is_none())
+    }
+
+    fn stage(&self, batch: usize, widths: &[usize]) -> Option<usize> {
+        self.grads.iter().position(|g| g.batch == batch && g.widths == widths)
     }
 
     /// One step on a batch: `inputs` as raw bytes in the order of the model's inputs; `lr` and `rho` of this step.
     ///
     /// # Errors
-    /// A batch size that was not compiled, a node that fails, or a loss that is not finite: names step and stage, and the first
+    /// A batch size or shape that was not compiled, a node that fails, or a loss that is not finite: names step and stage, and the first
     /// parameter whose value or gradient is not finite. The weights are then those before the step.
     pub fn step(&mut self, inputs: &[&[u8]], labels: &[i64], lr: f32, rho: f32) -> Result<Losses> {
         let n = labels.len();
-        if let Some(missing) = self.missing_batch_size(n) {
-            return Err(Error::new(format!("no step is compiled for a batch of {missing}")));
+        if let Some(missing) = self.missing_batch_size(n, &fed_widths(inputs, n)) {
+            return Err(not_compiled(missing));
         }
         self.buffers.lr.write_f32(&[lr])?;
         self.buffers.rho.write_f32(&[rho / self.options.swp_beta])?;
@@ -390,12 +398,11 @@ impl Program {
 
     /// Hands these rows of a batch to the stage of that size, and returns which it is.
     fn feed(&mut self, inputs: &[&[u8]], labels: &[i64], rows: &[usize]) -> Result<usize> {
-        let which = self.grads.iter().position(|g| g.batch == rows.len());
-        let which = which.ok_or_else(|| Error::new(format!("no step is compiled for a batch of {}", rows.len())))?;
+        let widths = fed_widths(inputs, labels.len());
+        let which = self.stage(rows.len(), &widths).ok_or_else(|| not_compiled(rows.len()))?;
         let stage = &self.grads[which];
-        for (buffer, bytes) in stage.inputs.iter().zip(inputs) {
-            let len = bytes.len() / labels.len().max(1);
-            write_rows(buffer, bytes, len, rows)?;
+        for ((buffer, bytes), width) in stage.inputs.iter().zip(inputs).zip(widths) {
+            write_rows(buffer, bytes, width, rows)?;
         }
         let width = DType::I64.width();
         write_rows(&stage.labels, bytemuck::cast_slice(labels), width, rows)?;
@@ -544,72 +551,20 @@ impl Program {
     pub fn stats(&self) -> &[StatSlot] {
         &self.stats
     }
-
-    /// Compiles `eval` on the current weights.
-    ///
-    /// # Errors
-    /// Whatever ONNX Runtime says about it.
-    pub fn evaluation(&self, stages: &Stages) -> Result<Evaluation> {
-        let session = self.engine.compile(&stages.eval)?;
-        let memory = &self.buffers.memory;
-        let inputs: Vec<Buffer> =
-            stages.inputs.iter().map(|(_, ty)| memory.zeros(ty.bytes())).collect::<Result<_>>()?;
-        let ty = Type::new(DType::F32, &[stages.inputs.first().map_or(0, |(_, t)| t.shape[0]), stages.classes]);
-        let logits = memory.zeros(ty.bytes())?;
-        let bind = |side: usize, of_stats: usize| -> Result<Binding> {
-            let mut b = session.binding()?;
-            let known = |n: &String| session.inputs().contains(n);
-            for ((name, ty), buffer) in stages.inputs.iter().zip(&inputs).filter(|((n, _), _)| known(n)) {
-                b.input(name, buffer, 0, ty)?;
-            }
-            for (i, p) in self.params.iter().enumerate().filter(|(_, p)| known(&p.name)) {
-                let (offset, ty) = self.layout.view(i);
-                b.input(&p.name, &self.buffers.theta[side], offset, &ty)?;
-            }
-            for (i, s) in self.stats.iter().enumerate().filter(|(_, s)| known(&s.slot.name)) {
-                let (offset, ty) = self.stat_layout.view(i);
-                b.input(&s.slot.name, &self.buffers.stats[of_stats], offset, &ty)?;
-            }
-            b.output(names::LOGITS, &logits, 0, &ty)?;
-            Ok(b)
-        };
-        let bindings = [[bind(0, 0)?, bind(0, 1)?], [bind(1, 0)?, bind(1, 1)?]];
-        Ok(Evaluation { session, bindings, inputs, logits, len: ty.len() })
-    }
-
-    /// Logits of a batch, by the `eval` stage, at the current weights: [N, K] row by row.
-    ///
-    /// # Errors
-    /// A node that fails.
-    pub fn evaluate(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
-        self.logits_at(self.sides.theta, evaluation, inputs)
-    }
-
-    /// As [`Program::evaluate`], at the perturbed weights.
-    ///
-    /// # Errors
-    /// A node that fails.
-    pub fn evaluate_perturbed(&self, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
-        self.logits_at(1 - self.sides.theta, evaluation, inputs)
-    }
-
-    fn logits_at(&self, side: usize, evaluation: &mut Evaluation, inputs: &[&[u8]]) -> Result<Vec<f32>> {
-        for (buffer, bytes) in evaluation.inputs.iter().zip(inputs) {
-            buffer.write(0, bytes)?;
-        }
-        evaluation.session.run_bound(&evaluation.bindings[side][self.sides.stats])?;
-        evaluation.logits.read_f32(evaluation.len)
-    }
 }
 
-/// A compiled `eval` stage over a program's weights.
-pub struct Evaluation {
-    session: Session,
-    /// By the parameters' side, then the statistics'.
-    bindings: [[Binding; 2]; 2],
-    inputs: Vec<Buffer>,
-    logits: Buffer,
-    len: usize,
+/// Bytes of a sample, by input.
+pub(super) fn widths(inputs: &[(String, Type)]) -> Vec<usize> {
+    inputs.iter().map(|(_, ty)| ty.bytes() / ty.shape.first().copied().unwrap_or_default().max(1)).collect()
+}
+
+/// The same of the inputs of a batch of `n`.
+pub(super) fn fed_widths(inputs: &[&[u8]], n: usize) -> Vec<usize> {
+    inputs.iter().map(|bytes| bytes.len() / n.max(1)).collect()
+}
+
+fn not_compiled(batch: usize) -> Error {
+    Error::new(format!("no step is compiled for a batch of {batch} samples of this shape"))
 }
 
 /// Consecutive parts of these sizes.

@@ -6,7 +6,8 @@ pub use figures::figures;
 
 use crate::adapt::{Mode, untie};
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, ShortBatch};
-use crate::engine::program::{Evaluation, scale_by_filters, split};
+use crate::engine::Evaluation;
+use crate::engine::program::{scale_by_filters, split};
 use crate::engine::{Engine, Program};
 use crate::error::Result;
 use crate::onnx::import;
@@ -171,7 +172,8 @@ pub fn sharpness(
         let options = options(direction);
         let stages = build_in(&prepared, &options, probe.mode).map_err(|e| e.in_file(model))?;
         let mut program = Program::new(engine, &stages, &options)?;
-        let mut evaluation = program.evaluation(&stages)?;
+        let mut evaluation = Evaluation::default();
+        program.add_evaluation(&mut evaluation, &stages)?;
         let mut around = Around { program: &mut program, evaluation: &mut evaluation, classes, seed: probe.seed };
         let (at, mut points) = around.line(&loader, direction, &probe.rhos)?;
         (found.correct, found.loss) = (at.hits(), at.loss / found.samples as f64);

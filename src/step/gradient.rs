@@ -1,7 +1,8 @@
 //! One gradient of a model, for comparison with another framework or with finite differences.
 
 use super::loss;
-use super::stages::{names, scalar_output};
+use super::names;
+use super::prepare::scalar_output;
 use crate::adapt::{Mode, find_logits, set_mode};
 use crate::autodiff::{differentiate, lower};
 use crate::builder::Builder;

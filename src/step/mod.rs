@@ -4,13 +4,17 @@
 pub mod ascent;
 pub mod check;
 pub mod cost;
+pub mod flat;
 pub mod gradient;
 pub mod loss;
+pub mod names;
 pub mod options;
 pub mod perturb;
+mod prepare;
 pub mod report;
 pub mod stages;
 pub mod update;
 
 pub use options::{Ascent, Base, Kernels, Preset, StepOptions};
-pub use stages::{Ends, Prepared, Stages, build, prepare};
+pub use prepare::{Ends, OwnLoss, Prepared, prepare};
+pub use stages::{Stages, build};

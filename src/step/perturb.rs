@@ -1,7 +1,8 @@
 //! The perturbation, on flat buffers: θ̂ = θ + ε.
 
+use super::flat::Flat;
+use super::names;
 use super::options::{Base, StepOptions};
-use super::stages::{Flat, names};
 use crate::error::Result;
 
 /// Offset of the norm in the denominator, as in the authors' code.

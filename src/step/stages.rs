@@ -1,170 +1,16 @@
-//! The four stages of a step as graphs: `grad`, `perturb`, `update`, `eval`.
+//! The stages that run the model: `grad`, `score`, `eval`.
 
 use super::ascent::ascent_loss;
 use super::gradient::output;
-use super::options::{Ascent, Base, Kernels, StepOptions};
-use super::update::Ending;
-use super::{loss, perturb, update};
-use crate::adapt::{BatchNorm, Mode, find_logits, set_mode};
+use super::options::{Ascent, Kernels, StepOptions};
+use super::prepare::{OwnLoss, Prepared};
+use super::{loss, names};
+use crate::adapt::{BatchNorm, Mode, set_mode};
 use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Graph, Source, Tensor, Type, ValueId};
-use crate::trace::{Evaluator, Sizes, concretize};
-use std::collections::{BTreeMap, HashSet};
-
-/// Names of the stages' own inputs and outputs.
-pub mod names {
-    /// Class of each sample, i64 `[N]`.
-    pub const LABELS: &str = "labels";
-    /// True in the ascent pass, bool scalar.
-    pub const PHASE: &str = "phase";
-    /// Mean loss of the pass, f32 scalar.
-    pub const LOSS: &str = "loss";
-    /// Correctly classified samples, f32 scalar.
-    pub const CORRECT: &str = "correct";
-    /// Logits, [N, K].
-    pub const LOGITS: &str = "logits";
-    /// Parameters, f32 `[P]`.
-    pub const THETA: &str = "theta";
-    /// Perturbed or updated parameters, f32 `[P]`.
-    pub const THETA_OUT: &str = "theta_out";
-    /// Gradient, f32 `[P]`.
-    pub const GRAD: &str = "grad";
-    /// Gradient of the ascent pass where both are needed, f32 `[P]`.
-    pub const ASCENT_GRAD: &str = "ascent_grad";
-    /// Cross-entropy of each sample, f32 `[N]`.
-    pub const SCORES: &str = "scores";
-    /// Sum of the micro-batches' gradients so far, f32 `[P]`.
-    pub const SUM: &str = "sum";
-    /// The sum with another micro-batch, f32 `[P]`.
-    pub const SUM_OUT: &str = "sum_out";
-    /// Sum of the micro-batches' |ascent gradient| so far, f32 `[P]`.
-    pub const SIZE_SUM: &str = "size_sum";
-    /// That sum with another micro-batch, f32 `[P]`.
-    pub const SIZE_SUM_OUT: &str = "size_sum_out";
-    /// Where the ascent starts, from the parameters, f32 `[P]`.
-    pub const NOISE: &str = "noise";
-    /// 0 before the first micro-batch, then 1, f32 scalar.
-    pub const KEEP: &str = "keep";
-    /// Share of the batch that the micro-batch is, f32 scalar.
-    pub const SHARE: &str = "share";
-    /// Norm of the perturbation, f32 scalar.
-    pub const RHO: &str = "rho";
-    /// Learning rate, f32 scalar.
-    pub const LR: &str = "lr";
-    /// 1 − β₁ᵗ, f32 scalar.
-    pub const BIAS1: &str = "bias1";
-    /// √(1 − β₂ᵗ), f32 scalar.
-    pub const BIAS2: &str = "bias2";
-    /// 1 where an element belongs to a weight of rank ≥ 2, f32 `[P]`.
-    pub const IS_WEIGHT: &str = "is_weight";
-    /// Running statistics, f32 `[S]`.
-    pub const STATS: &str = "stats";
-    /// Running statistics after the pass, f32 `[S]`.
-    pub const STATS_OUT: &str = "stats_out";
-    /// Statistics of the batch, f32 `[S]`.
-    pub const BATCH_STATS: &str = "batch_stats";
-    /// Share of the batch's statistics that moves in, f32 `[S]`.
-    pub const STAT_RATE: &str = "stat_rate";
-    /// The `i`-th optimizer state, f32 `[P]`.
-    pub fn state(i: usize) -> String {
-        format!("state{i}")
-    }
-    /// The `i`-th optimizer state after the step, f32 `[P]`.
-    pub fn state_out(i: usize) -> String {
-        format!("state{i}_out")
-    }
-}
-
-/// The outputs that training works on, by name.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ends<'a> {
-    /// The logits; the first float output by default.
-    pub logits: Option<&'a str>,
-    /// A loss that the model computes itself, one float, in the place of cross-entropy.
-    pub loss: Option<&'a str>,
-}
-
-/// A concretized graph with what training needs to know about it.
-#[derive(Debug, Clone)]
-pub struct Prepared {
-    /// The graph, in the file's own mode.
-    pub graph: Graph,
-    /// The logits, [N, K].
-    pub logits: ValueId,
-    /// The model's own loss.
-    pub loss: Option<OwnLoss>,
-}
-
-/// A loss that the model computes itself.
-#[derive(Debug, Clone, Copy)]
-pub struct OwnLoss {
-    /// The loss, one float.
-    pub value: ValueId,
-    /// The model's input that takes the labels: the one of integers, one per sample, that the logits do not depend on.
-    pub labels: Option<ValueId>,
-}
-
-/// Concretizes an adapted graph and finds its logits.
-///
-/// # Errors
-/// As [`concretize`] and [`find_logits`]; or a loss that the model does not have.
-pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator) -> Result<Prepared> {
-    let mut graph = graph.clone();
-    concretize(&mut graph, sizes, run)?;
-    let loss = ends.loss.map(|name| scalar_output(&graph, name)).transpose()?;
-    let all = graph.outputs.clone();
-    graph.outputs.retain(|v| Some(*v) != loss);
-    let logits = find_logits(&graph, ends.logits)?;
-    graph.outputs = all;
-    let loss = loss.map(|value| OwnLoss { value, labels: label_input(&graph, value, logits, sizes.batch) });
-    let batch = graph.ty(logits)?.shape[0];
-    if batch != sizes.batch {
-        return Err(Error::new(format!("the logits of a batch of {} have {batch} rows", sizes.batch))
-            .hint("export the model with a dynamic batch dimension"));
-    }
-    Ok(Prepared { graph, logits, loss })
-}
-
-/// The graph's output `name`, which has one float.
-///
-/// # Errors
-/// When there is none, or it is something else.
-pub(super) fn scalar_output(graph: &Graph, name: &str) -> Result<ValueId> {
-    let names = || graph.outputs.iter().map(|v| graph[*v].name.as_str()).collect::<Vec<_>>().join(", ");
-    let v = graph.outputs.iter().copied().find(|v| graph[*v].name == *name).ok_or_else(|| {
-        Error::new(format!("the model has no output `{name}`")).hint(format!("its outputs are {}", names()))
-    })?;
-    let ty = graph.ty(v)?;
-    if ty.len() != 1 || !ty.dtype.is_float() {
-        return Err(Error::new(format!("output `{name}` is {ty}, but a loss is one float")));
-    }
-    Ok(v)
-}
-
-/// The input that takes the labels of a model's own loss.
-fn label_input(graph: &Graph, loss: ValueId, logits: ValueId, batch: usize) -> Option<ValueId> {
-    let (of_loss, of_logits) = (graph.upstream([loss]), graph.upstream([logits]));
-    let one_each = |v: &ValueId| {
-        let integers = |t: &Type| matches!(t.dtype, DType::I32 | DType::I64) && t.len() == batch;
-        of_loss.contains(v) && !of_logits.contains(v) && graph[*v].ty.as_ref().is_some_and(integers)
-    };
-    graph.inputs.iter().copied().find(one_each)
-}
-
-impl Prepared {
-    /// Name and type of the inputs that data are fed to.
-    ///
-    /// # Errors
-    /// A graph that is not concretized.
-    pub fn inputs(&self) -> Result<Vec<(String, Type)>> {
-        let graph = &self.graph;
-        let labels = self.loss.and_then(|l| l.labels);
-        let data = graph.inputs.iter().filter(|v| Some(**v) != labels);
-        data.map(|v| Ok((graph[*v].name.clone(), graph.ty(*v)?.clone()))).collect()
-    }
-}
+use std::collections::HashSet;
 
 /// One parameter as the stages see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +66,13 @@ pub struct Stages {
     pub labels: String,
     /// Input of `grad` that takes the phase; none without an ascent pass.
     pub phase: Option<String>,
+}
+
+impl Stages {
+    /// Samples of a batch.
+    pub fn batch(&self) -> usize {
+        self.inputs.first().map_or(0, |(_, ty)| ty.shape.first().copied().unwrap_or(0))
+    }
 }
 
 /// Builds `grad` and `eval` from a prepared model.
@@ -419,7 +272,7 @@ fn matrix(graph: &mut Graph, logits: ValueId, classes: usize) -> ValueId {
     b.reshape(logits, &[rows, classes])
 }
 
-fn add_input(graph: &mut Graph, name: &str, ty: Type) -> ValueId {
+pub(super) fn add_input(graph: &mut Graph, name: &str, ty: Type) -> ValueId {
     let declared = Declared { dtype: ty.dtype, dims: None };
     let v = graph.add_value(name, Some(ty), Source::Input(declared));
     graph.inputs.push(v);
@@ -511,139 +364,4 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot], mode: Mo
     }
     graph.check_typed()?;
     Ok(graph)
-}
-
-/// A stage on flat buffers, under construction.
-pub(super) struct Flat {
-    graph: Graph,
-    len: usize,
-    inputs: BTreeMap<String, ValueId>,
-}
-
-impl Flat {
-    fn new(name: &str, len: usize) -> Self {
-        let mut graph = Graph::default();
-        name.clone_into(&mut graph.name);
-        graph.opsets.insert(String::new(), FLAT_OPSET);
-        Self { graph, len, inputs: BTreeMap::new() }
-    }
-
-    fn input(&mut self, name: &str, shape: &[usize]) -> ValueId {
-        if let Some(v) = self.inputs.get(name) {
-            return *v;
-        }
-        let v = add_input(&mut self.graph, name, Type::new(DType::F32, shape));
-        self.inputs.insert(name.into(), v);
-        v
-    }
-
-    /// An input as long as the parameters.
-    pub(super) fn vector(&mut self, name: &str) -> ValueId {
-        self.input(name, &[self.len])
-    }
-
-    /// A scalar input.
-    pub(super) fn scalar(&mut self, name: &str) -> ValueId {
-        self.input(name, &[])
-    }
-
-    /// A builder on the stage's graph.
-    pub(super) fn builder(&mut self, scope: &str) -> Builder<'_> {
-        Builder::new(&mut self.graph, scope)
-    }
-
-    /// Makes `v` an output.
-    pub(super) fn output(&mut self, name: &str, v: ValueId) {
-        output(&mut self.graph, name, v);
-    }
-}
-
-/// The operator set of the flat stages, which need nothing newer.
-const FLAT_OPSET: i64 = 18;
-
-/// Builds `perturb` for `len` parameter elements; none without an ascent pass.
-///
-/// # Errors
-/// Never for valid options.
-pub fn perturb_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
-    if options.ascent.is_none() {
-        return Ok(None);
-    }
-    let mut flat = Flat::new("perturb", len);
-    perturb::perturb(&mut flat, options)?;
-    flat.graph.check_typed()?;
-    Ok(Some(flat.graph))
-}
-
-/// Builds `start` for `len` parameter elements; none where the ascent starts at the parameters.
-///
-/// # Errors
-/// Never for valid options.
-pub fn start_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
-    if !options.starts_at_random() {
-        return Ok(None);
-    }
-    let mut flat = Flat::new("start", len);
-    perturb::start(&mut flat, options)?;
-    flat.graph.check_typed()?;
-    Ok(Some(flat.graph))
-}
-
-/// Builds `update` for `len` parameter elements.
-///
-/// # Errors
-/// Never for valid options.
-pub fn update_stage(len: usize, options: &StepOptions, ending: Ending) -> Result<Graph> {
-    let mut flat = Flat::new("update", len);
-    update::update(&mut flat, options, ending)?;
-    flat.graph.check_typed()?;
-    Ok(flat.graph)
-}
-
-/// Builds `statistics` for `len` elements: s′ = s + rate·(batch − s); none without running statistics.
-///
-/// # Errors
-/// Never.
-pub fn statistics_stage(len: usize) -> Result<Option<Graph>> {
-    if len == 0 {
-        return Ok(None);
-    }
-    let mut flat = Flat::new("statistics", len);
-    let [s, batch, rate] = [names::STATS, names::BATCH_STATS, names::STAT_RATE].map(|n| flat.vector(n));
-    let mut b = flat.builder("statistics");
-    let difference = b.sub(batch, s)?;
-    let step = b.mul(difference, rate)?;
-    let next = b.add(s, step)?;
-    flat.output(names::STATS_OUT, next);
-    flat.graph.check_typed()?;
-    Ok(Some(flat.graph))
-}
-
-/// Builds `accumulate` for `len` parameter elements: sum′ = keep·sum + share·g, for bSAM also of the ascent's |g|; none without micro-batches.
-///
-/// # Errors
-/// Never.
-pub fn accumulate_stage(len: usize, options: &StepOptions) -> Result<Option<Graph>> {
-    if options.micro_batch.is_none() {
-        return Ok(None);
-    }
-    let mut flat = Flat::new("accumulate", len);
-    let (sum, g) = (flat.vector(names::SUM), flat.vector(names::GRAD));
-    let (keep, share) = (flat.scalar(names::KEEP), flat.scalar(names::SHARE));
-    let mut b = flat.builder("accumulate");
-    let kept = b.mul(sum, keep)?;
-    let added = b.mul(g, share)?;
-    let next = b.add(kept, added)?;
-    flat.output(names::SUM_OUT, next);
-    if options.base == Base::Bsam {
-        let (sum, g) = (flat.vector(names::SIZE_SUM), flat.vector(names::ASCENT_GRAD));
-        let mut b = flat.builder("sizes");
-        let kept = b.mul(sum, keep)?;
-        let size = b.unary("Abs", g);
-        let added = b.mul(size, share)?;
-        let next = b.add(kept, added)?;
-        flat.output(names::SIZE_SUM_OUT, next);
-    }
-    flat.graph.check_typed()?;
-    Ok(Some(flat.graph))
 }

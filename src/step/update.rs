@@ -1,7 +1,8 @@
 //! The update, on flat buffers: θ′ = θ − step(g).
 
+use super::flat::Flat;
+use super::names;
 use super::options::{Base, StepOptions};
-use super::stages::{Flat, names};
 use crate::builder::Builder;
 use crate::error::Result;
 use crate::ir::ValueId;

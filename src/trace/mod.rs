@@ -49,6 +49,13 @@ impl Sizes {
         sizes.shapes.values_mut().filter_map(|s| s.first_mut()).for_each(|n| *n = batch);
         sizes
     }
+
+    /// The same for texts of another length.
+    pub fn with_length(&self, tokens: usize) -> Self {
+        let mut sizes = self.clone();
+        sizes.shapes.values_mut().for_each(|shape| shape[1..].fill(tokens));
+        sizes
+    }
 }
 
 /// Size of a dimension nobody names.

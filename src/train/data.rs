@@ -3,8 +3,8 @@
 use super::recipe::Recipe;
 use super::run::Observer;
 use crate::data::{
-    Augment, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits, TextOptions,
-    check_vocabulary, open, open_shapes,
+    Augment, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
+    TextOptions, check_vocabulary, open, open_shapes,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -12,6 +12,12 @@ use crate::ir::{Declared, Graph, Source, Type, ValueId};
 use crate::step::{Ends, Prepared, Stages, prepare};
 use crate::trace::Sizes;
 use std::sync::Arc;
+
+/// The most lengths that batches of texts are padded to.
+const BUCKETS: usize = 4;
+
+/// Batches of an epoch that a length of their own needs.
+const BATCHES: usize = 16;
 
 /// Tokens that any model of texts takes.
 const SHORT_TEXT: usize = 8;
@@ -24,6 +30,8 @@ pub(super) struct Data {
     pub(super) normalization: Option<Normalization>,
     /// Size of the last, short batch, when it is kept.
     pub(super) rest: Option<usize>,
+    /// Lengths that batches of texts are padded to, ascending.
+    buckets: Vec<usize>,
 }
 
 /// The model's inputs as the loader fills them.
@@ -56,10 +64,9 @@ pub(super) fn sizes(graph: &Graph, set: &Dataset, batch: usize) -> Sizes {
 /// positions.
 pub(super) fn at_length<T>(recipe: &Recipe, sizes: &Sizes, run: impl Fn(&Sizes) -> Result<T>) -> Result<T> {
     run(sizes).map_err(|error| {
-        let mut short = sizes.clone();
-        short.shapes.values_mut().for_each(|shape| shape[1..].fill(SHORT_TEXT));
         let length = sizes.shapes.values().filter_map(|shape| shape.get(1)).max();
-        let long = length.filter(|n| recipe.text.is_some() && **n > SHORT_TEXT && run(&short).is_ok());
+        let long =
+            length.filter(|n| recipe.text.is_some() && **n > SHORT_TEXT && run(&sizes.with_length(SHORT_TEXT)).is_ok());
         let Some(length) = long else { return error };
         Error::new(format!("the model does not run on texts of {length} tokens ({})", error.cause()))
             .hint("choose a smaller --max-length: a model takes no more tokens than it has positions for")
@@ -83,7 +90,12 @@ fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
 }
 
 impl Data {
-    pub(super) fn load(mut splits: Splits, recipe: &Recipe, stages: &Stages, observer: &mut dyn Observer) -> Result<Self> {
+    pub(super) fn load(
+        mut splits: Splits,
+        recipe: &Recipe,
+        stages: &Stages,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
             check_labels(set, stages.classes)?;
         }
@@ -102,9 +114,17 @@ impl Data {
             return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
                 .hint("choose a smaller --batch-size"));
         }
+        let buckets = buckets(&splits.train, recipe.batch_size);
+        if let [short @ .., longest] = buckets.as_slice()
+            && !short.is_empty()
+        {
+            let short: Vec<String> = short.iter().map(usize::to_string).collect();
+            observer.note(&format!("batches of shorter texts are padded to {} of {longest} tokens", short.join(", ")));
+        }
         let augment: Augment = recipe.augment.parse()?;
         let options = LoaderOptions {
             batch_size: recipe.batch_size,
+            buckets: buckets.clone(),
             shuffle: recipe.shuffle,
             short: if recipe.drop_last { ShortBatch::Drop } else { ShortBatch::Keep },
             seed: recipe.seed,
@@ -117,12 +137,23 @@ impl Data {
         }
         let still = |set: Option<Dataset>| -> Result<Option<Loader>> {
             let Some(set) = set.filter(|s| !s.is_empty()) else { return Ok(None) };
-            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size).map(Some)
+            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size, &buckets).map(Some)
         };
         let (valid, test) = (still(splits.valid)?, still(splits.test)?);
         let rest = (!recipe.drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
-        Ok(Self { train, valid, test, normalization, rest })
+        Ok(Self { train, valid, test, normalization, rest, buckets })
     }
+
+    /// The lengths that batches of texts are padded to, but the longest.
+    pub(super) fn shorter(&self) -> &[usize] {
+        self.buckets.split_last().map_or(&[], |(_, shorter)| shorter)
+    }
+}
+
+/// The lengths that batches of texts are padded to: as many as are worth the compilation of a step each.
+fn buckets(train: &Dataset, batch: usize) -> Vec<usize> {
+    let count = (train.len() / batch / BATCHES).min(BUCKETS);
+    train.lengths.as_ref().filter(|_| count > 1).map_or_else(Vec::new, |lengths| lengths.buckets(count))
 }
 
 pub(super) fn evaluation_loader(
@@ -130,9 +161,11 @@ pub(super) fn evaluation_loader(
     inputs: &[InputSpec],
     normalization: Option<Normalization>,
     batch_size: usize,
+    buckets: &[usize],
 ) -> Result<Loader> {
     let options = LoaderOptions {
         batch_size,
+        buckets: buckets.to_vec(),
         shuffle: false,
         short: ShortBatch::Pad,
         augment: Augment::None,

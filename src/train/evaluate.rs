@@ -35,7 +35,7 @@ pub fn evaluate_model(
     note: &mut dyn FnMut(&str),
 ) -> Result<Evaluation> {
     let (prepared, loader, names) = open_split(engine, graph, recipe, split, note, |set, inputs, normalization| {
-        evaluation_loader(set, &inputs, normalization, recipe.batch_size)
+        evaluation_loader(set, &inputs, normalization, recipe.batch_size, &[])
     })?;
     let types = prepared.inputs()?;
     let classes = names.len();

@@ -1,8 +1,8 @@
 //! Sets of runs that make one table: rows × columns × seeds.
 
+use super::log::Summary;
 use super::metrics::Metric;
 use super::recipe::{Recipe, toml_error};
-use super::log::Summary;
 use super::run::{Observer, train};
 use crate::engine::{Device, Engine};
 use crate::error::{Error, IoContext, Result};

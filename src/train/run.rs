@@ -10,7 +10,7 @@ use super::schedule::Unit;
 use crate::adapt::{Untied, append_head, freeze, replace_head, untie};
 use crate::data::Spec;
 use crate::engine::program::State;
-use crate::engine::{Engine, Program};
+use crate::engine::{Engine, Evaluation, Program};
 use crate::error::{Error, IoContext, Result};
 use crate::export::{export, fresh, with_values};
 use crate::ir::{Graph, Tensor};
@@ -77,12 +77,18 @@ pub fn train(
     recipe.step.data_size = data.train.samples();
 
     let mut program = Program::new(engine, &stages, &recipe.step)?;
+    let mut evaluation = Evaluation::default();
+    let built = |sizes: &Sizes| build(&prepare(&graph, sizes, recipe.ends(), engine)?, &recipe.step);
     for size in [Some(recipe.batch_size), data.rest].into_iter().flatten() {
-        program.add_batch_sizes(size, |n| {
-            build(&prepare(&graph, &sizes.with_batch(n), recipe.ends(), engine)?, &recipe.step)
-        })?;
+        program.add_batch_sizes(&stages, size, |n| built(&sizes.with_batch(n)))?;
     }
-    let mut evaluation = program.evaluation(&stages)?;
+    program.add_evaluation(&mut evaluation, &stages)?;
+    for length in data.shorter() {
+        let sizes = sizes.with_length(*length);
+        let stages = built(&sizes)?;
+        program.add_batch_sizes(&stages, recipe.batch_size, |n| built(&sizes.with_batch(n)))?;
+        program.add_evaluation(&mut evaluation, &stages)?;
+    }
     let folder = out.join("checkpoint");
     let file = folder.join("state.safetensors");
     let results = [file.clone(), out.join("model.onnx"), out.join("last.onnx")];

@@ -4,9 +4,9 @@ use crate::common::{StopAfter, engine, repo};
 use crate::head::{POOLED, TOKENS, embedder};
 use bisam::data::TextOptions;
 use bisam::export::verify;
-use bisam::onnx::save;
+use bisam::onnx::{import, save};
 use bisam::step::Preset;
-use bisam::train::{EpochReport, Metric, Observer, Recipe, StepReport, Summary, train};
+use bisam::train::{EpochReport, Metric, Observer, Recipe, StepReport, Summary, evaluate_model, train};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -142,6 +142,29 @@ fn a_classifier_learns_reviews_and_is_evaluated_as_it_was_trained() {
     let positive = evaluate(one, "train");
     assert_eq!(positive["classes"][1]["recall"], valid["classes"][1]["recall"]);
     assert_eq!(positive["classes"][1]["samples"], 20);
+}
+
+#[test]
+fn batches_of_similar_length_change_nothing_but_their_padding() {
+    let data = folder();
+    let recipe = Recipe { batch_size: 2, epochs: 1, step: Preset::Bisam.options(), ..recipe(data.path()) };
+    let run = |out: &str, observer: &mut dyn Observer, resume: bool, stop: &AtomicBool| {
+        train(&engine(), &recipe, &data.path().join(out), resume, stop, observer)
+    };
+    let (mut notes, stop) = (Notes::default(), AtomicBool::new(false));
+    run("whole", &mut notes, false, &stop).expect("runs");
+    assert!(notes.0.iter().any(|n| n.starts_with("batches of shorter texts are padded to")), "{:?}", notes.0);
+    run("parts", &mut StopAfter(20, &stop), false, &stop).expect_err("stops");
+    stop.store(false, std::sync::atomic::Ordering::Relaxed);
+    run("parts", &mut StopAfter(u64::MAX, &stop), true, &stop).expect("goes on");
+    let read = |run: &str| fs::read(data.path().join(run).join("model.onnx")).expect("written");
+    assert!(read("whole") == read("parts"), "a resumed run has other batches");
+
+    // Evaluated afterwards every text is as long as the longest, in training as its batch: the mask hides the difference.
+    let model = import(data.path().join("whole/model.onnx")).expect("imports");
+    let after = evaluate_model(&engine(), &model.graph, &recipe, "valid", &mut |_| ()).expect("runs");
+    let during = notes.1[0].valid_loss.expect("a validation set");
+    assert!((after.loss - during).abs() < 1e-5 * during, "{} and {during}", after.loss);
 }
 
 #[test]
