@@ -41,7 +41,7 @@ pub struct EpochReport {
     /// Accuracy on the validation split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_accuracy: Option<f64>,
-    /// F1 on the validation split (see [`Confusion::f1`]).
+    /// F1 on the validation split (see [`Confusion::f1`](super::Confusion::f1)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_f1: Option<f64>,
     /// Matthews correlation on the validation split.
@@ -77,7 +77,7 @@ pub struct Summary {
     /// Test cross-entropy of the exported weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_loss: Option<f64>,
-    /// Test F1 of the exported weights (see [`Confusion::f1`]).
+    /// Test F1 of the exported weights (see [`Confusion::f1`](super::Confusion::f1)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_f1: Option<f64>,
     /// Test Matthews correlation of the exported weights.
