@@ -44,7 +44,7 @@ pub struct LoaderOptions {
     pub augment: Augment,
     /// Background threads; 0 prepares each batch when it is asked for.
     pub workers: usize,
-    /// Of texts: the lengths that batches are padded to, ascending, the last that of the arrays; see [`Lengths::buckets`]. Then a
+    /// Of texts: the lengths that batches are padded to, ascending, the last that of the arrays; see [`super::Lengths::buckets`]. Then a
     /// batch has texts of similar length. Empty: every batch is as long as the arrays.
     pub buckets: Vec<usize>,
 }
