@@ -1,4 +1,4 @@
-"""Times training steps of PyTorch (eager, CPU), the peer that the benchmarks compare with.
+"""Times training steps of PyTorch (eager or compiled, CPU), the peer that the benchmarks compare with.
 
     python benches/peer_pytorch.py resnet20 bisam --threads 2 --memory-format channels_last --steps 10
     python benches/peer_pytorch.py resnet20 bisam --threads 2 --serve
@@ -25,7 +25,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 import make  # noqa: E402
 
-BATCH = {"resnet20": 128, "resnet56": 128, "vit": 64, "bert": 32}
+BATCH = {
+    "resnet20": 128, "resnet56": 128, "resnet110": 128, "wrn28-2": 128, "densenet121": 64, "vgg19bn": 128, "mobilenet_v2": 64,
+    "vit": 64, "bert": 32, "minilm": 32,
+}
 GAMMA = math.log(math.e - 1)
 
 
@@ -44,8 +47,9 @@ def neg_log_bound(logits, labels):
 class Trainer:
     """A network with its SGD optimizer; `step` is one training step of sgd or bisam."""
 
-    def __init__(self, network, method, lr=0.1, momentum=0.9, weight_decay=5e-4, rho=0.05):
+    def __init__(self, network, method, lr=0.1, momentum=0.9, weight_decay=5e-4, rho=0.05, compiled=False):
         self.network, self.method, self.rho = network, method, rho
+        self.compiled = torch.compile(network) if compiled else network
         self.parameters = list(network.parameters())
         self.norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         self.sgd = torch.optim.SGD(self.parameters, lr, momentum, weight_decay=weight_decay, foreach=True)
@@ -61,7 +65,7 @@ class Trainer:
 
     def climb(self, inputs, labels):
         """Moves the weights by rho g / |g| and returns the old ones."""
-        gradients = torch.autograd.grad(neg_log_bound(self.network(*inputs), labels), self.parameters)
+        gradients = torch.autograd.grad(neg_log_bound(self.compiled(*inputs), labels), self.parameters)
         with torch.no_grad():
             kept = [p.clone() for p in self.parameters]
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -71,7 +75,7 @@ class Trainer:
     def descend(self, inputs, labels, kept=None):
         """A gradient at the present weights, applied at the kept ones."""
         self.sgd.zero_grad()
-        cross_entropy(self.network(*inputs), labels).backward()
+        cross_entropy(self.compiled(*inputs), labels).backward()
         if kept is not None:
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, kept)
@@ -102,8 +106,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=BATCH)
     parser.add_argument("optimizer", choices=("sgd", "bisam"))
-    parser.add_argument("--batch", type=int, help="default: 128, 64 for vit, 32 for bert")
+    parser.add_argument("--batch", type=int, help="default: that of the benchmark")
     parser.add_argument("--memory-format", choices=("contiguous", "channels_last"), default="contiguous")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
@@ -119,7 +124,7 @@ def main():
         network = network.to(memory_format=torch.channels_last)
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
     labels = torch.randint(2 if model.tokens else 10, (batch,), generator=torch.Generator().manual_seed(2))
-    trainer = Trainer(network, options.optimizer)
+    trainer = Trainer(network, options.optimizer, compiled=options.compile)
     for _ in range(options.warmup):
         trainer.step(inputs, labels)
     if not options.serve:

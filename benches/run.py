@@ -1,9 +1,10 @@
-"""Times training steps of bisam against PyTorch eager on the same machine, alternating, at equal threads.
+"""Times training steps of bisam against PyTorch on the same machine, alternating, at equal threads.
 
     python benches/run.py [--bisam target/release/bisam] [--threads 2] [--rounds 4] [--steps 3] [--models resnet20 vit ...]
-        [--kernels fused]
+        [--kernels fused] [--compile]
 
-Needs the packages of models/requirements.txt. PyTorch runs in its best memory format of contiguous and channels_last. Each round
+Needs the packages of models/requirements.txt, and torchvision for mobilenet_v2. PyTorch runs eagerly, in the best memory format of
+contiguous and channels_last; with --compile also compiled (torch.compile), in the same formats. Each round
 runs some steps of every contender in turn; the figure is the median over rounds of a round's median step. Prints a Markdown table
 and writes the numbers as JSON with --json FILE. Peak memory is the process's; PyTorch's includes Python and torch themselves.
 """
@@ -17,17 +18,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from peer_pytorch import BATCH
+
 HERE = Path(__file__).resolve().parent
-BATCH = {"resnet20": 128, "resnet56": 128, "vit": 64, "bert": 32}
+TEXT = ("bert", "minilm")
+DEFAULT = ("resnet20", "resnet56", "vit", "bert")
 SEQUENCE = 64
 
 
 class PyTorch:
     """A serving PyTorch process."""
 
-    def __init__(self, model, optimizer, memory_format, threads):
+    def __init__(self, model, optimizer, memory_format, threads, compiled):
         command = [sys.executable, HERE / "peer_pytorch.py", model, optimizer, "--serve", "--threads", str(threads)]
         command += ["--batch", str(BATCH[model]), "--memory-format", memory_format]
+        command += ["--compile"] * compiled
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, steps):
@@ -49,9 +54,11 @@ def bisam(options, file, model, optimizer):
 
 def compare(options, folder, model, optimizer):
     """One row: median step times and peaks of PyTorch's better format and of bisam."""
-    formats = ["contiguous", "channels_last"] if model.startswith("resnet") else ["contiguous"]
-    peers = {f: PyTorch(model, optimizer, f, options.threads) for f in formats}
-    times = {name: [] for name in [*formats, "bisam", "sam"]}
+    formats = ["contiguous"] if model in TEXT or model == "vit" else ["contiguous", "channels_last"]
+    peers = {f: PyTorch(model, optimizer, f, options.threads, False) for f in formats}
+    if options.compile:
+        peers |= {f"compiled {f}": PyTorch(model, optimizer, f, options.threads, True) for f in formats}
+    times = {name: [] for name in [*peers, "bisam", "sam"]}
     peaks, startup = {}, []
     for _ in range(options.rounds):
         for name, peer in peers.items():
@@ -69,6 +76,7 @@ def compare(options, folder, model, optimizer):
         peer.close()
     median = {name: statistics.median(t) for name, t in times.items() if t}
     best = min(formats, key=median.get)
+    compiled = min((median[name] for name in peers if name not in formats), default=None)
     return {
         "model": model,
         "optimizer": optimizer,
@@ -76,6 +84,8 @@ def compare(options, folder, model, optimizer):
         "pytorch_format": best,
         "bisam_ms": median["bisam"],
         "ratio": median["bisam"] / median[best],
+        "compiled_ms": compiled,
+        "over_compiled": compiled and median["bisam"] / compiled,
         "over_sam": median["bisam"] / median["sam"] if "sam" in median else None,
         "pytorch_peak": peaks[best],
         "bisam_peak": peaks["bisam"],
@@ -91,24 +101,26 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
+    parser.add_argument("--models", nargs="+", choices=BATCH, default=DEFAULT)
     parser.add_argument("--kernels", choices=["fused", "plain"], default="fused")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as another peer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, HERE.parent / "models" / "make.py", "--full", folder]
+        command = [sys.executable, HERE.parent / "models" / "make.py", "--full", folder, *options.models]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        print("| model | step | PyTorch ms | bisam ms | ratio | over sam | peak MB PyTorch / bisam | start s |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| model | step | PyTorch ms | bisam ms | ratio | over compiled | over sam | peak MB PyTorch / bisam | start s |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for model in options.models:
             for optimizer in ["sgd", "bisam"]:
                 r = compare(options, Path(folder), model, optimizer)
                 rows.append(r)
                 over = f"{r['over_sam']:.3f}" if r["over_sam"] else ""
+                compiled = f"{r['over_compiled']:.2f}" if r["over_compiled"] else ""
                 print(
                     f"| {model} | {optimizer} | {r['pytorch_ms']:.0f} ({r['pytorch_format']}) | {r['bisam_ms']:.0f} | "
-                    f"{r['ratio']:.2f} | {over} | {r['pytorch_peak'] / 1e6:.0f} / {r['bisam_peak'] / 1e6:.0f} | "
+                    f"{r['ratio']:.2f} | {compiled} | {over} | {r['pytorch_peak'] / 1e6:.0f} / {r['bisam_peak'] / 1e6:.0f} | "
                     f"{r['startup_s']:.2f} |",
                     flush=True,
                 )

@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 
 import architectures as arch
+from paper import CIFAR
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,12 +58,25 @@ MODELS = {
 }
 
 BERT_MINI = {"hidden": 256, "layers": 4, "heads": 4, "vocabulary": 30522, "positions": 64}
+PAPER = ("resnet56", "wrn28-2", "densenet121", "vgg19bn")
+MINILM = {"hidden": 384, "layers": 3, "heads": 12, "vocabulary": 30522, "positions": 512}
+
+
+def mobilenet_v2():
+    """MobileNetV2 of torchvision, without its dropout."""
+    import torchvision
+
+    return torchvision.models.mobilenet_v2(num_classes=10, dropout=0.0)
+
 
 FULL = {
     "resnet20": Model(lambda: arch.ResNet(20), "train"),
-    "resnet56": Model(lambda: arch.ResNet(56), "train"),
+    "resnet110": Model(lambda: arch.ResNet(110), "train"),
+    **{name: Model(lambda name=name: CIFAR[name](10), "train") for name in PAPER},
+    "mobilenet_v2": Model(mobilenet_v2, "train", (3, 64, 64)),
     "vit": Model(lambda: arch.VisionTransformer(dim=192, depth=6, heads=3), "eval", opset=17),
     "bert": Model(lambda: arch.Bert(**BERT_MINI), "eval", opset=17, tokens={"vocabulary": 30522, "length": 64}),
+    "minilm": Model(lambda: arch.Bert(**MINILM), "eval", opset=17, tokens={"vocabulary": 30522, "length": 64}),
 }
 
 
@@ -148,7 +162,7 @@ def check(network, state, model, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to write (default: all)")
-    parser.add_argument("--full", type=Path, metavar="DIR", help="write the full-size benchmark models there instead")
+    parser.add_argument("--full", type=Path, metavar="DIR", help="write full-size benchmark models there instead")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

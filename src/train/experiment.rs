@@ -2,7 +2,7 @@
 
 use super::log::Summary;
 use super::metrics::Metric;
-use super::recipe::{Recipe, toml_error};
+use super::recipe::{Recipe, table, toml_error};
 use super::run::{Observer, train};
 use crate::engine::{Device, Engine};
 use crate::error::{Error, IoContext, Result};
@@ -88,7 +88,7 @@ impl Experiment {
     }
 
     fn parse(text: &str, name: &str) -> Result<Self> {
-        let mut shared: Table = toml::from_str(text).map_err(toml_error)?;
+        let mut shared = table(text)?;
         let title = match shared.remove("title") {
             Some(Value::String(title)) => title,
             Some(other) => crate::bail!("`title` is {other}, not a text"),
@@ -153,8 +153,8 @@ impl Experiment {
         let mut done = 0;
         for seed in 0..seeds {
             for (row, column) in self.cells() {
-                let folder = self.folder(out, row, column, seed);
                 let mut recipe = self.recipe(row, column, seed)?;
+                let folder = self.folder(out, row, column, recipe.seed);
                 if engine.device != Device::Cpu {
                     recipe.step.kernels = Kernels::Plain;
                 }
@@ -169,7 +169,7 @@ impl Experiment {
                     .collect();
                 observer.note(&format!(
                     "run {done} of {total}: {}",
-                    [&names[..], &[&format!("seed {seed}")]].concat().join(", ")
+                    [&names[..], &[&format!("seed {}", recipe.seed)]].concat().join(", ")
                 ));
                 let checkpoint = folder.join("checkpoint");
                 let resume = checkpoint.join("state.safetensors").exists();
@@ -216,9 +216,9 @@ impl Experiment {
                 runs: Vec::new(),
             };
             for seed in 0..seeds {
-                let folder = self.folder(out, row, column, seed);
-                let Some(summary) = summary(&folder)? else { continue };
                 let recipe = self.recipe(row, column, seed)?;
+                let folder = self.folder(out, row, column, recipe.seed);
+                let Some(summary) = summary(&folder)? else { continue };
                 if let Some(value) = self.measure.of(&summary, &recipe) {
                     cell.values.push(value);
                     cell.runs.push(folder);

@@ -138,7 +138,7 @@ impl Recipe {
     /// An I/O error, or a key or value that is not known: names it.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).file(path)?;
-        let table: Table = toml::from_str(&text).map_err(|e| toml_error(e).in_file(path))?;
+        let table = table(&text).map_err(|e| e.in_file(path))?;
         if table.contains_key("rows") || table.contains_key("columns") {
             let cause = "the recipe has rows or columns: it stands for many runs";
             return Err(Error::new(cause).in_file(path).hint("run it with `bisam experiment`"));
@@ -211,6 +211,11 @@ impl Recipe {
             None => Ok(()),
         }
     }
+}
+
+/// The settings in the text of a recipe.
+pub(super) fn table(text: &str) -> Result<Table> {
+    toml::from_str(text).map_err(|e| toml_error(e).hint("a recipe is a TOML file: lines of `setting = value`"))
 }
 
 pub(super) fn toml_error(e: toml::de::Error) -> Error {
