@@ -300,7 +300,7 @@ pub fn softmax(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 }
 
 /// `y`, with 0 for NaN if some `Where` of the model chooses between `y` and something else.
-fn without_nan(b: &mut Builder<'_>, y: ValueId) -> Result<ValueId> {
+pub(super) fn without_nan(b: &mut Builder<'_>, y: ValueId) -> Result<ValueId> {
     let nodes = &b.graph.nodes;
     let guards: Vec<_> =
         nodes.iter().filter(|n| n.is("Where") && n.inputs.iter().skip(1).any(|v| *v == Some(y))).collect();

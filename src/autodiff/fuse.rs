@@ -1,11 +1,12 @@
 //! Operators of domain `bisam`, which stand for a few plain ones each and have a fast kernel: where they go, and their gradients.
 
+use super::activation::without_nan;
 use super::conv::bias_gradient;
 use super::window::Window;
 use super::{Call, Cotangents};
 use crate::builder::{Builder, attrs};
 use crate::error::Result;
-use crate::ir::{Attr, Attrs, DType, Graph, Node, Type, ValueId};
+use crate::ir::{Attr, Attrs, DType, Graph, Node, Tensor, Type, ValueId};
 use std::collections::HashMap;
 
 /// The domain of these operators.
@@ -22,6 +23,7 @@ fn list(values: &[usize]) -> Attr {
 ///
 /// - Conv over two dimensions: the same, with its padding as numbers.
 /// - BatchNormalization on the statistics of the batch, also with the Add and Relu behind it: one operator.
+/// - LayerNormalization, RMSNormalization, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
 ///
 /// Everything is f32; whatever else there is stays plain.
 ///
@@ -30,6 +32,12 @@ fn list(values: &[usize]) -> Attr {
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     graph.check_typed()?;
     fuse_batch_norm(graph);
+    fuse_activations(graph);
+    for node in 0..graph.nodes.len() {
+        if let Some(fused) = fused_rows(graph, &graph.nodes[node]) {
+            graph.nodes[node] = fused;
+        }
+    }
     for i in 0..graph.nodes.len() {
         if let Some(attrs) = conv_attrs(graph, i) {
             let node = &mut graph.nodes[i];
@@ -157,6 +165,138 @@ fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y:
     (same && relu).then_some(Tail { nodes: vec![next, last], residual: Some(residual), output })
 }
 
+/// `bisam.LayerNorm` or `bisam.Softmax` in the place of the same; none where it must stay.
+fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
+    let centred = node.is("LayerNormalization");
+    let rms = node.is("RMSNormalization") || node.is("SimplifiedLayerNormalization");
+    if !(centred || rms || node.is("Softmax"))
+        || !is_f32(graph, node)
+        || node.outputs.iter().skip(1).any(Option::is_some)
+    {
+        return None;
+    }
+    let shape = |v: ValueId| graph[v].ty.as_ref().map(|t| t.shape.as_slice());
+    let x = shape(node.input(0)?)?;
+    let axis = match node.attrs.get("axis") {
+        Some(Attr::Int(axis)) => *axis,
+        _ => -1,
+    };
+    let axis = usize::try_from(if axis < 0 { axis + x.len() as i64 } else { axis }).ok().filter(|a| *a < x.len())?;
+    if x.contains(&0) {
+        return None;
+    }
+    let fused = |op: &str, inputs: usize, attrs: Attrs| Node {
+        name: node.name.clone(),
+        domain: DOMAIN.into(),
+        op: op.into(),
+        inputs: node.inputs.iter().take(inputs).copied().collect(),
+        outputs: vec![node.output(0)],
+        attrs,
+    };
+    if node.is("Softmax") {
+        return (axis + 1 == x.len()).then(|| fused("Softmax", 1, Attrs::new()));
+    }
+    let vectors = [node.input(1), node.input(2).filter(|_| centred)];
+    if node.input(1).is_none() || !vectors.into_iter().flatten().all(|v| shape(v) == Some(&x[axis..])) {
+        return None;
+    }
+    let epsilon = node.attrs.get("epsilon").cloned().unwrap_or(Attr::Float(1e-5));
+    let attrs = attrs([("epsilon", epsilon), ("centred", Attr::Int(i64::from(centred)))]);
+    Some(fused("LayerNorm", vectors.iter().flatten().count(), attrs))
+}
+
+/// Puts one operator in the place of a Gelu, or of a few nodes that are an activation.
+fn fuse_activations(graph: &mut Graph) {
+    let readers = graph.readers();
+    let mut gone = vec![false; graph.nodes.len()];
+    for i in 0..graph.nodes.len() {
+        let Some((op, x, nodes)) = activation(graph, &readers, i) else { continue };
+        if nodes.iter().any(|n| gone[*n]) {
+            continue;
+        }
+        // The last of the nodes has the output.
+        let Some(place) = nodes.iter().copied().max() else { continue };
+        nodes.iter().filter(|n| **n != place).for_each(|n| gone[*n] = true);
+        let node = &mut graph.nodes[place];
+        let outputs = node.outputs.clone();
+        *node = Node {
+            domain: DOMAIN.into(),
+            op: op.into(),
+            inputs: vec![Some(x)],
+            outputs,
+            attrs: Attrs::new(),
+            name: node.name.clone(),
+        };
+    }
+    let mut gone = gone.into_iter();
+    graph.nodes.retain(|_| !gone.next().unwrap_or_default());
+}
+
+/// The activation that node `i` is or is a part of: its operator, its input and its nodes.
+fn activation(
+    graph: &Graph,
+    readers: &HashMap<ValueId, Vec<usize>>,
+    i: usize,
+) -> Option<(&'static str, ValueId, Vec<usize>)> {
+    let node = &graph.nodes[i];
+    if !is_f32(graph, node) {
+        return None;
+    }
+    let only = |v: ValueId| match readers.get(&v)?.as_slice() {
+        [one] if !graph.outputs.contains(&v) => Some(*one),
+        _ => None,
+    };
+    let near = |v: ValueId, value: f64| {
+        let constant = graph.constant(v).and_then(Tensor::uniform);
+        constant.is_some_and(|c| (c - value).abs() < 1e-6 * value && graph[v].ty.as_ref().is_some_and(|t| t.len() == 1))
+    };
+    // The other operand of a commutative node.
+    let other = |n: usize, op: &str, v: ValueId| {
+        let node = &graph.nodes[n];
+        let (a, b) = (node.input(0)?, node.input(1)?);
+        (node.is(op) && a != b && (a == v || b == v)).then_some(if a == v { b } else { a })
+    };
+    if node.is("Gelu") {
+        let exact = node.attrs.get("approximate").is_none_or(|a| *a == Attr::Str("none".into()));
+        return exact.then_some(("Gelu", node.input(0)?, vec![i]));
+    }
+    if node.is("Sigmoid") {
+        let (x, y) = (node.input(0)?, node.output(0)?);
+        let product = only(y)?;
+        return (other(product, "Mul", y)? == x).then_some(("Silu", x, vec![i, product]));
+    }
+    if !node.is("Erf") {
+        return None;
+    }
+    // x/√2 or x·√½ → Erf → + 1 → · x → · ½, or · (x · ½)
+    let (z, y) = (node.input(0)?, node.output(0)?);
+    let scale = graph.nodes.iter().position(|n| n.output(0) == Some(z))?;
+    let (from, factor) = (graph.nodes[scale].input(0)?, graph.nodes[scale].input(1)?);
+    let half = std::f64::consts::FRAC_1_SQRT_2;
+    let x = match () {
+        () if graph.nodes[scale].is("Div") && near(factor, std::f64::consts::SQRT_2) => from,
+        () if graph.nodes[scale].is("Mul") && near(factor, half) => from,
+        () if graph.nodes[scale].is("Mul") && near(from, half) => factor,
+        () => return None,
+    };
+    only(z)?;
+    let plus = only(y)?;
+    if !near(other(plus, "Add", y)?, 1.0) {
+        return None;
+    }
+    let sum = graph.nodes[plus].output(0)?;
+    let product = only(sum)?;
+    let factor = other(product, "Mul", sum)?;
+    if factor == x {
+        let whole = graph.nodes[product].output(0)?;
+        let last = only(whole)?;
+        return near(other(last, "Mul", whole)?, 0.5).then_some(("Gelu", x, vec![scale, i, plus, product, last]));
+    }
+    let halved = graph.nodes.iter().position(|n| n.output(0) == Some(factor))?;
+    only(factor)?;
+    near(other(halved, "Mul", x)?, 0.5).then_some(("Gelu", x, vec![scale, i, plus, halved, product]))
+}
+
 /// Appends one node of domain `bisam`.
 fn kernel(b: &mut Builder<'_>, op: &str, inputs: &[ValueId], attrs: Attrs, outputs: &[Type]) -> Vec<ValueId> {
     let inputs: Vec<Option<ValueId>> = inputs.iter().copied().map(Some).collect();
@@ -197,4 +337,37 @@ pub fn batch_norm(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     }
     let grads = kernel(b, "BatchNormGrad", &inputs, c.node.attrs.clone(), &types);
     Ok(grads.into_iter().map(Some).collect())
+}
+
+/// As LayerNormalization, or without `centred` RMSNormalization: `LayerNormGrad` gives X̄, γ̄ and β̄; X [A…,B…], γ, β [B…]; ONNX
+/// LayerNormalization-17, RMSNormalization-23.
+pub fn layer_norm(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
+    c.attrs.ignore(&["epsilon", "centred"]);
+    let types = [b.ty(x), b.ty(gain), b.ty(gain)];
+    let grads = kernel(b, "LayerNormGrad", &[x, dy, gain], c.node.attrs.clone(), &types);
+    Ok(grads.into_iter().map(Some).take(c.node.inputs.len()).collect())
+}
+
+/// As Softmax over the last axis: X̄ = `SoftmaxGrad`(Y, Ȳ) = Y·(Ȳ − Σ Ȳ·Y), with 0 for rows that are masked as a whole; ONNX Softmax-13.
+pub fn softmax(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (y, dy) = (without_nan(b, c.y(0)?)?, c.dy()?);
+    let ty = b.ty(y);
+    Ok(vec![Some(kernel(b, "SoftmaxGrad", &[y, dy], Attrs::new(), &[ty])[0])])
+}
+
+/// As x·Sigmoid(x): X̄ = `SiluGrad`(X, Ȳ) = Ȳ·σ(1 + X(1 − σ)).
+pub fn silu(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    pointwise(b, c, "SiluGrad")
+}
+
+/// As Gelu: X̄ = `GeluGrad`(X, Ȳ) = Ȳ·(Φ(X) + Xφ(X)); ONNX Gelu-20.
+pub fn gelu(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    pointwise(b, c, "GeluGrad")
+}
+
+fn pointwise(b: &mut Builder<'_>, c: &Call<'_>, op: &str) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    let ty = b.ty(x);
+    Ok(vec![Some(kernel(b, op, &[x, dy], Attrs::new(), &[ty])[0])])
 }

@@ -293,6 +293,10 @@ pub const MICROSOFT: &[(&str, Entry)] = &[
 pub const FUSED: &[(&str, Entry)] = &[
     ("Conv", R(fuse::conv)),
     ("BatchNorm", R(fuse::batch_norm)),
+    ("LayerNorm", R(fuse::layer_norm)),
+    ("Softmax", R(fuse::softmax)),
+    ("Silu", R(fuse::silu)),
+    ("Gelu", R(fuse::gelu)),
 ];
 
 /// Every table with the domain of its operators, as users write it.

@@ -10,13 +10,22 @@
 //! | `ConvWeightGrad` | X, Ȳ | W̄ |
 //! | `BatchNorm` | X [N,C,…], γ `[C]`, β `[C]`, residual? | Y, μ, v |
 //! | `BatchNormGrad` | X, Ȳ, γ, β, μ, v, Y? | X̄, γ̄, β̄, the residual's? |
+//! | `LayerNorm` | X [A…,B…], γ [B…], β [B…]? | Y |
+//! | `LayerNormGrad` | X, Ȳ, γ | X̄, γ̄, β̄ |
+//! | `Softmax` | X [A…,B] | Y |
+//! | `SoftmaxGrad` | Y, Ȳ | X̄ |
+//! | `Silu`, `Gelu` | X | Y |
+//! | `SiluGrad`, `GeluGrad` | X, Ȳ | X̄ |
 
 mod conv;
 mod depthwise;
 mod dots;
+mod math;
 mod norm;
 mod outer;
+mod pointwise;
 mod product;
+mod rows;
 mod simd;
 mod unfold;
 
@@ -30,6 +39,8 @@ use ort::operator::{
     ShapeInferenceContext,
 };
 use ort::value::{Shape, SymbolicDimensions, TensorElementType::Float32, ValueType};
+use pointwise::Activation;
+use rows::{Rows, Scale};
 use simd::Level;
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -111,7 +122,7 @@ macro_rules! with_sizes {
 use with_sizes;
 
 /// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
-const SCALARS: &[&str] = &["group", "relu"];
+const SCALARS: &[&str] = &["group", "relu", "centred"];
 
 /// Attributes of a node.
 struct Settings {
@@ -153,7 +164,7 @@ struct Input<'a> {
     data: &'a [f32],
 }
 
-const OPS: [Op; 5] = [
+const OPS: [Op; 13] = [
     Op {
         name: "Conv",
         inputs: (3, 1),
@@ -226,7 +237,101 @@ const OPS: [Op; 5] = [
             norm::gradient(planes(&x[0].shape)?, &known, dx, [dgain, dbias], residual, level(), pool)
         },
     },
+    Op {
+        name: "LayerNorm",
+        inputs: (3, 1),
+        outputs: (1, 0),
+        ints: &["centred"],
+        shapes: same,
+        compute: |s, x, _, y, pool| {
+            let (rows, vectors) = (rows(&x[0], x[1].data.len()), (x[1].data, x.get(2).map(|b| b.data)));
+            rows::normalize(rows, x[0].data, vectors, scale(s), y[0], level(), pool)
+        },
+    },
+    Op {
+        name: "LayerNormGrad",
+        inputs: (3, 0),
+        outputs: (3, 0),
+        ints: &["centred"],
+        shapes: |_, x| {
+            let (x, gain) = (of(x, 0)?, of(x, 2)?);
+            Ok([x, gain, gain].map(<[usize]>::to_vec).to_vec())
+        },
+        compute: |s, x, _, y, pool| {
+            let [dx, dgain, dbias] = y else { return Err(Error::new("an output is missing")) };
+            let read = [x[0].data, x[1].data, x[2].data];
+            let rows = rows(&x[0], x[2].data.len());
+            rows::normalize_gradient(rows, read, scale(s), dx, [dgain, dbias], level(), pool)
+        },
+    },
+    Op {
+        name: "Softmax",
+        inputs: (1, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| rows::softmax(last(&x[0]), x[0].data, y[0], level(), pool),
+    },
+    Op {
+        name: "SoftmaxGrad",
+        inputs: (2, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| rows::softmax_gradient(last(&x[0]), x[0].data, x[1].data, y[0], level(), pool),
+    },
+    Op {
+        name: "Silu",
+        inputs: (1, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| pointwise::forward(Activation::Silu, x[0].data, y[0], level(), pool),
+    },
+    Op {
+        name: "SiluGrad",
+        inputs: (2, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| pointwise::gradient(Activation::Silu, x[0].data, x[1].data, y[0], level(), pool),
+    },
+    Op {
+        name: "Gelu",
+        inputs: (1, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| pointwise::forward(Activation::Gelu, x[0].data, y[0], level(), pool),
+    },
+    Op {
+        name: "GeluGrad",
+        inputs: (2, 0),
+        outputs: (1, 0),
+        ints: &[],
+        shapes: same,
+        compute: |_, x, _, y, pool| pointwise::gradient(Activation::Gelu, x[0].data, x[1].data, y[0], level(), pool),
+    },
 ];
+
+/// One output of the first input's shape.
+fn same(_: &Settings, x: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
+    Ok(vec![of(x, 0)?.to_vec()])
+}
+
+/// Rows of this width.
+fn rows(x: &Input<'_>, width: usize) -> Rows {
+    Rows { rows: x.data.len() / width.max(1), width }
+}
+
+/// Rows along the last axis.
+fn last(x: &Input<'_>) -> Rows {
+    rows(x, x.shape.last().copied().unwrap_or(1))
+}
+
+fn scale(s: &Settings) -> Scale {
+    Scale { centred: s.list("centred") == [1], epsilon: s.epsilon }
+}
 
 fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();

@@ -110,7 +110,7 @@ fn merge(all: &mut [f64], seen: f64, [mean, square]: [f64; 2], count: f64) {
 }
 
 #[inline(always)]
-unsafe fn plane_sum<L: Lanes>(x: *const f32, n: usize) -> f64 {
+pub(super) unsafe fn plane_sum<L: Lanes>(x: *const f32, n: usize) -> f64 {
     unsafe {
         let mut sums = [L::splat(0.0); 4];
         let mut i = 0;
@@ -129,7 +129,7 @@ unsafe fn plane_sum<L: Lanes>(x: *const f32, n: usize) -> f64 {
 }
 
 #[inline(always)]
-unsafe fn plane_square<L: Lanes>(x: *const f32, n: usize, mean: f32) -> f64 {
+pub(super) unsafe fn plane_square<L: Lanes>(x: *const f32, n: usize, mean: f32) -> f64 {
     unsafe {
         let (mut sums, mean_lanes) = ([L::splat(0.0); 4], L::splat(mean));
         let mut i = 0;
@@ -157,12 +157,12 @@ unsafe fn plane_square<L: Lanes>(x: *const f32, n: usize, mean: f32) -> f64 {
 
 /// A vector, or the first lanes of one where fewer are left.
 #[inline(always)]
-unsafe fn some<L: Lanes>(p: *const f32, left: usize) -> L {
+pub(super) unsafe fn some<L: Lanes>(p: *const f32, left: usize) -> L {
     unsafe { if left >= LANES { L::load(p) } else { L::load_first(p, left) } }
 }
 
 #[inline(always)]
-unsafe fn put<L: Lanes>(v: L, p: *mut f32, left: usize) {
+pub(super) unsafe fn put<L: Lanes>(v: L, p: *mut f32, left: usize) {
     unsafe {
         if left >= LANES {
             v.store(p);

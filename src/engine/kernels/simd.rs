@@ -79,12 +79,29 @@ pub unsafe trait Lanes: Copy {
     unsafe fn sub(self, other: Self) -> Self;
     /// self · a + b.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Lanewise product.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// Lanewise quotient.
+    unsafe fn div(self, other: Self) -> Self;
+    /// The greater; `other` where one is not a number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller; `other` where one is not a number.
+    unsafe fn min(self, other: Self) -> Self;
+    /// 2 to the power of whole numbers in −126..=127.
+    unsafe fn pow2(self) -> Self;
     /// max(self, 0).
     unsafe fn relu(self) -> Self;
     /// Lanes of self where `mask` > 0, 0 elsewhere.
     unsafe fn keep_where_positive(self, mask: Self) -> Self;
     /// Sum over the lanes.
     unsafe fn sum(self) -> f32;
+    /// The greatest of the lanes, if all are numbers.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
 }
 
 /// A computation that is compiled for every level.
@@ -181,6 +198,26 @@ unsafe impl Lanes for Array {
         Self(out)
     }
     #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.map2(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.map2(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.map2(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.map2(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        self.map2(self, |a, _| f32::from_bits(((a as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
     unsafe fn relu(self) -> Self {
         self.map2(self, |a, _| if a > 0.0 { a } else { 0.0 })
     }
@@ -264,6 +301,32 @@ mod x86 {
             unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0), _mm256_fmadd_ps(self.1, a.1, b.1)) }
         }
         #[inline(always)]
+        unsafe fn mul(self, o: Self) -> Self {
+            unsafe { Self(_mm256_mul_ps(self.0, o.0), _mm256_mul_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, o: Self) -> Self {
+            unsafe { Self(_mm256_div_ps(self.0, o.0), _mm256_div_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, o: Self) -> Self {
+            unsafe { Self(_mm256_max_ps(self.0, o.0), _mm256_max_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, o: Self) -> Self {
+            unsafe { Self(_mm256_min_ps(self.0, o.0), _mm256_min_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn pow2(self) -> Self {
+            unsafe {
+                let bias = _mm256_set1_epi32(127);
+                let (a, b) = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+                let (a, b) = (_mm256_add_epi32(a, bias), _mm256_add_epi32(b, bias));
+                let (a, b) = (_mm256_slli_epi32::<23>(a), _mm256_slli_epi32::<23>(b));
+                Self(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b))
+            }
+        }
+        #[inline(always)]
         unsafe fn relu(self) -> Self {
             let zero = unsafe { _mm256_setzero_ps() };
             unsafe { Self(_mm256_max_ps(self.0, zero), _mm256_max_ps(self.1, zero)) }
@@ -326,6 +389,26 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(self, a: Self, b: Self) -> Self {
             unsafe { Self(_mm512_fmadd_ps(self.0, a.0, b.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, o: Self) -> Self {
+            unsafe { Self(_mm512_mul_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, o: Self) -> Self {
+            unsafe { Self(_mm512_div_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, o: Self) -> Self {
+            unsafe { Self(_mm512_max_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, o: Self) -> Self {
+            unsafe { Self(_mm512_min_ps(self.0, o.0)) }
+        }
+        #[inline(always)]
+        unsafe fn pow2(self) -> Self {
+            unsafe { Self(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
         }
         #[inline(always)]
         unsafe fn relu(self) -> Self {
