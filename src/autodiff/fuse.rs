@@ -202,7 +202,7 @@ fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
     }
     let epsilon = node.attrs.get("epsilon").cloned().unwrap_or(Attr::Float(1e-5));
     let attrs = attrs([("epsilon", epsilon), ("centred", Attr::Int(i64::from(centred)))]);
-    Some(fused("LayerNorm", vectors.iter().flatten().count(), attrs))
+    Some(fused("LayerNorm", 1 + vectors.iter().flatten().count(), attrs))
 }
 
 /// Puts one operator in the place of a Gelu, or of a few nodes that are an activation.
