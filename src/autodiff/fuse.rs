@@ -23,7 +23,7 @@ fn list(values: &[usize]) -> Attr {
 ///
 /// - Conv over two dimensions: the same, with its padding as numbers.
 /// - BatchNormalization on the statistics of the batch, also with the Add and Relu behind it: one operator.
-/// - LayerNormalization, RMSNormalization, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
+/// - LayerNormalization, RMSNormalization, GroupNorm as PyTorch writes it, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
 ///
 /// Everything is f32; whatever else there is stays plain.
 ///
@@ -165,11 +165,12 @@ fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y:
     (same && relu).then_some(Tail { nodes: vec![next, last], residual: Some(residual), output })
 }
 
-/// `bisam.LayerNorm` or `bisam.Softmax` in the place of the same; none where it must stay.
+/// `bisam.LayerNorm` or `bisam.Softmax` in the place of the same, and of InstanceNormalization with the factor 1 and the summand 0,
+/// which is how PyTorch writes GroupNorm; none where it must stay.
 fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
-    let centred = node.is("LayerNormalization");
+    let (layer, instance) = (node.is("LayerNormalization"), node.is("InstanceNormalization"));
     let rms = node.is("RMSNormalization") || node.is("SimplifiedLayerNormalization");
-    if !(centred || rms || node.is("Softmax"))
+    if !(layer || instance || rms || node.is("Softmax"))
         || !is_f32(graph, node)
         || node.outputs.iter().skip(1).any(Option::is_some)
     {
@@ -179,6 +180,7 @@ fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
     let x = shape(node.input(0)?)?;
     let axis = match node.attrs.get("axis") {
         Some(Attr::Int(axis)) => *axis,
+        _ if instance => 2,
         _ => -1,
     };
     let axis = usize::try_from(if axis < 0 { axis + x.len() as i64 } else { axis }).ok().filter(|a| *a < x.len())?;
@@ -196,13 +198,17 @@ fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
     if node.is("Softmax") {
         return (axis + 1 == x.len()).then(|| fused("Softmax", 1, Attrs::new()));
     }
-    let vectors = [node.input(1), node.input(2).filter(|_| centred)];
-    if node.input(1).is_none() || !vectors.into_iter().flatten().all(|v| shape(v) == Some(&x[axis..])) {
-        return None;
-    }
+    let vectors: Vec<ValueId> = node.inputs[1..].iter().flatten().copied().collect();
+    let all = |value: f64| move |v: ValueId| graph.constant(v).and_then(Tensor::uniform) == Some(value);
+    let kept = match vectors.as_slice() {
+        [gain, bias] if instance && all(1.0)(*gain) && all(0.0)(*bias) => 0,
+        [_] | [_, _] if !instance && vectors.iter().all(|v| shape(*v) == Some(&x[axis..])) => vectors.len(),
+        _ => return None,
+    };
     let epsilon = node.attrs.get("epsilon").cloned().unwrap_or(Attr::Float(1e-5));
-    let attrs = attrs([("epsilon", epsilon), ("centred", Attr::Int(i64::from(centred)))]);
-    Some(fused("LayerNorm", 1 + vectors.iter().flatten().count(), attrs))
+    let centred = Attr::Int(i64::from(!rms));
+    let attrs = attrs([("epsilon", epsilon), ("centred", centred), ("axis", Attr::Int(axis as i64))]);
+    Some(fused("LayerNorm", 1 + kept, attrs))
 }
 
 /// Puts one operator in the place of a Gelu, or of a few nodes that are an activation.
@@ -339,13 +345,17 @@ pub fn batch_norm(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     Ok(grads.into_iter().map(Some).collect())
 }
 
-/// As LayerNormalization, or without `centred` RMSNormalization: `LayerNormGrad` gives X̄, γ̄ and β̄; X [A…,B…], γ, β [B…]; ONNX
-/// LayerNormalization-17, RMSNormalization-23.
+/// As LayerNormalization, or without `centred` RMSNormalization: `LayerNormGrad` gives X̄, γ̄ and β̄; X [A…,B…], γ, β [B…], or neither;
+/// ONNX LayerNormalization-17, RMSNormalization-23, InstanceNormalization-6.
 pub fn layer_norm(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
-    let (x, gain, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
-    c.attrs.ignore(&["epsilon", "centred"]);
-    let types = [b.ty(x), b.ty(gain), b.ty(gain)];
-    let grads = kernel(b, "LayerNormGrad", &[x, dy, gain], c.node.attrs.clone(), &types);
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    c.attrs.ignore(&["epsilon", "centred", "axis"]);
+    let (mut inputs, mut types) = (vec![x, dy], vec![b.ty(x)]);
+    if let Some(gain) = c.opt(1) {
+        inputs.push(gain);
+        types.extend([b.ty(gain), b.ty(gain)]);
+    }
+    let grads = kernel(b, "LayerNormGrad", &inputs, c.node.attrs.clone(), &types);
     Ok(grads.into_iter().map(Some).take(c.node.inputs.len()).collect())
 }
 

@@ -10,8 +10,8 @@
 //! | `ConvWeightGrad` | X, Ȳ | W̄ |
 //! | `BatchNorm` | X [N,C,…], γ `[C]`, β `[C]`, residual? | Y, μ, v |
 //! | `BatchNormGrad` | X, Ȳ, γ, β, μ, v, Y? | X̄, γ̄, β̄, the residual's? |
-//! | `LayerNorm` | X [A…,B…], γ [B…], β [B…]? | Y |
-//! | `LayerNormGrad` | X, Ȳ, γ | X̄, γ̄, β̄ |
+//! | `LayerNorm` | X [A…,B…], γ [B…]?, β [B…]? | Y |
+//! | `LayerNormGrad` | X, Ȳ, γ? | X̄, γ̄?, β̄? |
 //! | `Softmax` | X [A…,B] | Y |
 //! | `SoftmaxGrad` | Y, Ȳ | X̄ |
 //! | `Silu`, `Gelu` | X | Y |
@@ -122,7 +122,7 @@ macro_rules! with_sizes {
 use with_sizes;
 
 /// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
-const SCALARS: &[&str] = &["group", "relu", "centred"];
+const SCALARS: &[&str] = &["group", "relu", "centred", "axis"];
 
 /// Attributes of a node.
 struct Settings {
@@ -239,29 +239,31 @@ const OPS: [Op; 13] = [
     },
     Op {
         name: "LayerNorm",
-        inputs: (3, 1),
+        inputs: (3, 2),
         outputs: (1, 0),
-        ints: &["centred"],
+        ints: &["centred", "axis"],
         shapes: same,
         compute: |s, x, _, y, pool| {
-            let (rows, vectors) = (rows(&x[0], x[1].data.len()), (x[1].data, x.get(2).map(|b| b.data)));
-            rows::normalize(rows, x[0].data, vectors, scale(s), y[0], level(), pool)
+            let vectors = [x.get(1), x.get(2)].map(|v| v.map(|v| v.data));
+            rows::normalize(rows(&x[0], axis(s)), x[0].data, vectors, scale(s), y[0], level(), pool)
         },
     },
     Op {
         name: "LayerNormGrad",
-        inputs: (3, 0),
-        outputs: (3, 0),
-        ints: &["centred"],
+        inputs: (3, 1),
+        outputs: (3, 2),
+        ints: &["centred", "axis"],
         shapes: |_, x| {
-            let (x, gain) = (of(x, 0)?, of(x, 2)?);
-            Ok([x, gain, gain].map(<[usize]>::to_vec).to_vec())
+            let gain = x.get(2).map(|gain| [gain.clone(), gain.clone()]);
+            Ok([of(x, 0)?.to_vec()].into_iter().chain(gain.into_iter().flatten()).collect())
         },
         compute: |s, x, _, y, pool| {
-            let [dx, dgain, dbias] = y else { return Err(Error::new("an output is missing")) };
-            let read = [x[0].data, x[1].data, x[2].data];
-            let rows = rows(&x[0], x[2].data.len());
-            rows::normalize_gradient(rows, read, scale(s), dx, [dgain, dbias], level(), pool)
+            let [dx, sums @ ..] = y else { return Err(Error::new("an output is missing")) };
+            let gain = match (x.get(2), sums) {
+                (Some(gain), [dgain, dbias]) => Some((gain.data, [&mut **dgain, &mut **dbias])),
+                _ => None,
+            };
+            rows::normalize_gradient(rows(&x[0], axis(s)), [x[0].data, x[1].data], gain, scale(s), dx, level(), pool)
         },
     },
     Op {
@@ -319,14 +321,19 @@ fn same(_: &Settings, x: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
     Ok(vec![of(x, 0)?.to_vec()])
 }
 
-/// Rows of this width.
-fn rows(x: &Input<'_>, width: usize) -> Rows {
+/// Rows over the axes from `axis` on.
+fn rows(x: &Input<'_>, axis: usize) -> Rows {
+    let width: usize = x.shape.iter().skip(axis).product();
     Rows { rows: x.data.len() / width.max(1), width }
+}
+
+fn axis(s: &Settings) -> usize {
+    s.list("axis").first().map_or(0, |a| (*a).max(0) as usize)
 }
 
 /// Rows along the last axis.
 fn last(x: &Input<'_>) -> Rows {
-    rows(x, x.shape.last().copied().unwrap_or(1))
+    rows(x, x.shape.len().saturating_sub(1))
 }
 
 fn scale(s: &Settings) -> Scale {

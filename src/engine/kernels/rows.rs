@@ -63,6 +63,12 @@ unsafe fn moments<L: Lanes>(x: *const f32, width: usize, scale: Scale) -> (f32, 
     }
 }
 
+/// Some of γ, which is 1 where it is null.
+#[inline(always)]
+unsafe fn one_or<L: Lanes>(gain: *const f32, i: usize, left: usize) -> L {
+    unsafe { if gain.is_null() { L::splat(1.0) } else { some::<L>(gain.add(i), left) } }
+}
+
 /// y = γ(x − μ)/σ + β
 struct Normalize {
     rows: Range<usize>,
@@ -78,7 +84,7 @@ impl Job for Normalize {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         for row in self.rows.clone() {
-            // SAFETY: the row is within X and Y; γ and, where it is not null, β are as wide.
+            // SAFETY: the row is within X and Y; γ and β, where they are not null, are as wide.
             unsafe {
                 let (x, y) = (self.x.add(row * self.width), self.y.add(row * self.width));
                 let (mean, rstd) = moments::<L>(x, self.width, self.scale);
@@ -87,7 +93,7 @@ impl Job for Normalize {
                 while i < self.width {
                     let left = self.width - i;
                     let hat = some::<L>(x.add(i), left).sub(mean).mul(rstd);
-                    let gain = some::<L>(self.gain.add(i), left);
+                    let gain = one_or::<L>(self.gain, i, left);
                     let bias = if self.bias.is_null() { L::splat(0.0) } else { some::<L>(self.bias.add(i), left) };
                     put(hat.mul_add(gain, bias), y.add(i), left);
                     i += LANES;
@@ -99,19 +105,19 @@ impl Job for Normalize {
 
 /// Y = γ(X − μ)/√(v + ε) + β over every row; without `scale.centred` μ = 0 and v is the mean square.
 ///
-/// X, Y [rows, width]; γ, β `[width]`.
+/// X, Y [rows, width]; γ, β `[width]`, or 1 and 0.
 pub fn normalize(
     rows: Rows,
     x: &[f32],
-    (gain, bias): (&[f32], Option<&[f32]>),
+    [gain, bias]: [Option<&[f32]>; 2],
     scale: Scale,
     y: &mut [f32],
     level: Level,
     pool: &dyn Pool,
 ) -> Result<()> {
-    rows.check(&[x.len(), y.len()], &[gain.len(), bias.map_or(rows.width, <[f32]>::len)])?;
-    let (px, pg, py) = (Raw(x.as_ptr()), Raw(gain.as_ptr()), Raw(y.as_mut_ptr()));
-    let pb = Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr));
+    rows.check(&[x.len(), y.len()], &[gain, bias].map(|v| v.map_or(rows.width, <[f32]>::len)))?;
+    let (px, py) = (Raw(x.as_ptr()), Raw(y.as_mut_ptr()));
+    let [pg, pb] = [gain, bias].map(|v| Raw(v.map_or(std::ptr::null(), <[f32]>::as_ptr)));
     pool.run(rows.parts(), &|i| {
         let (x, gain, bias, y) = (px.get(), pg.get(), pb.get(), py.get());
         // SAFETY: the level is one this processor has; the lengths are checked; every part has rows of its own.
@@ -129,7 +135,7 @@ struct NormalizeGradient {
     dy: *const f32,
     gain: *const f32,
     dx: *mut f32,
-    /// [2, width], zeros at first.
+    /// [2, width], zeros at first; null without γ.
     sums: *mut f32,
 }
 
@@ -138,7 +144,7 @@ impl Job for NormalizeGradient {
     unsafe fn run<L: Lanes>(&self) {
         let width = self.width;
         for row in self.rows.clone() {
-            // SAFETY: the row is within X, Ȳ and X̄; γ is as wide and `sums` twice that.
+            // SAFETY: the row is within X, Ȳ and X̄; γ, where it is not null, is as wide and `sums` twice that.
             unsafe {
                 let (x, dy) = (self.x.add(row * width), self.dy.add(row * width));
                 let dx = self.dx.add(row * width);
@@ -150,12 +156,14 @@ impl Job for NormalizeGradient {
                     let left = width - i;
                     let dy = some::<L>(dy.add(i), left);
                     let hat = some::<L>(x.add(i), left).sub(mean_lanes).mul(rstd_lanes);
-                    let g = dy.mul(some::<L>(self.gain.add(i), left));
+                    let g = dy.mul(one_or::<L>(self.gain, i, left));
                     total = total.add(g);
                     along = g.mul_add(hat, along);
-                    let (dgain, dbias) = (self.sums.add(i), self.sums.add(width + i));
-                    put(dy.mul_add(hat, some::<L>(dgain, left)), dgain, left);
-                    put(dy.add(some::<L>(dbias, left)), dbias, left);
+                    if !self.sums.is_null() {
+                        let (dgain, dbias) = (self.sums.add(i), self.sums.add(width + i));
+                        put(dy.mul_add(hat, some::<L>(dgain, left)), dgain, left);
+                        put(dy.add(some::<L>(dbias, left)), dbias, left);
+                    }
                     i += LANES;
                 }
                 let share = 1.0 / width as f32;
@@ -165,7 +173,7 @@ impl Job for NormalizeGradient {
                 while i < width {
                     let left = width - i;
                     let hat = some::<L>(x.add(i), left).sub(mean_lanes).mul(rstd_lanes);
-                    let g = some::<L>(dy.add(i), left).mul(some::<L>(self.gain.add(i), left));
+                    let g = some::<L>(dy.add(i), left).mul(one_or::<L>(self.gain, i, left));
                     put(g.sub(total).sub(hat.mul(along)).mul(rstd_lanes), dx.add(i), left);
                     i += LANES;
                 }
@@ -174,28 +182,34 @@ impl Job for NormalizeGradient {
     }
 }
 
-/// The gradient of [`normalize`]: X̄ from Ȳ, and γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over the rows; moments are computed again.
+/// The gradient of [`normalize`]: X̄ from Ȳ and, where there is γ, γ̄ = Σ Ȳx̂, β̄ = Σ Ȳ over the rows; moments are computed again.
 pub fn normalize_gradient(
     rows: Rows,
-    [x, dy, gain]: [&[f32]; 3],
+    [x, dy]: [&[f32]; 2],
+    gain: Option<(&[f32], [&mut [f32]; 2])>,
     scale: Scale,
     dx: &mut [f32],
-    [dgain, dbias]: [&mut [f32]; 2],
     level: Level,
     pool: &dyn Pool,
 ) -> Result<()> {
-    rows.check(&[x.len(), dy.len(), dx.len()], &[gain.len(), dgain.len(), dbias.len()])?;
+    let vectors = gain.as_ref().map(|(gain, [dgain, dbias])| [gain.len(), dgain.len(), dbias.len()]);
+    rows.check(&[x.len(), dy.len(), dx.len()], vectors.as_ref().map_or(&[], |v| v))?;
     let (parts, width) = (rows.parts(), rows.width);
-    let mut sums = vec![0.0f32; parts * 2 * width];
-    let (px, pdy, pg) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(gain.as_ptr()));
-    let (pdx, ps) = (Raw(dx.as_mut_ptr()), Raw(sums.as_mut_ptr()));
+    let mut sums = vec![0.0f32; if gain.is_some() { parts * 2 * width } else { 0 }];
+    let pg = Raw(gain.as_ref().map_or(std::ptr::null(), |(gain, _)| gain.as_ptr()));
+    let ps = Raw(if gain.is_some() { sums.as_mut_ptr() } else { std::ptr::null_mut() });
+    let (px, pdy, pdx) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(dx.as_mut_ptr()));
     pool.run(parts, &|i| {
         // SAFETY: as for the forward pass; every part has sums of its own.
         unsafe {
-            let (x, dy, gain, dx, sums) = (px.get(), pdy.get(), pg.get(), pdx.get(), ps.get().add(i * 2 * width));
+            let (x, dy, gain, dx, mut sums) = (px.get(), pdy.get(), pg.get(), pdx.get(), ps.get());
+            if !sums.is_null() {
+                sums = sums.add(i * 2 * width);
+            }
             run(level, &NormalizeGradient { rows: rows.part(i), width, scale, x, dy, gain, dx, sums });
         }
     });
+    let Some((_, [dgain, dbias])) = gain else { return Ok(()) };
     for (i, (dgain, dbias)) in dgain.iter_mut().zip(dbias).enumerate() {
         let total = |at: usize| sums[at..].iter().step_by(2 * width).map(|s| f64::from(*s)).sum::<f64>() as f32;
         (*dgain, *dbias) = (total(i), total(width + i));
@@ -367,9 +381,9 @@ mod tests {
                 }
                 for level in Level::available() {
                     let all = Rows { rows, width };
-                    normalize(all, &x, (&gain, Some(&bias)), scale, &mut y, level, &Backwards).unwrap();
-                    let sums = [dgain.as_mut_slice(), &mut dbias];
-                    normalize_gradient(all, [&x, &dy, &gain], scale, &mut dx, sums, level, &Backwards).unwrap();
+                    normalize(all, &x, [Some(&gain), Some(&bias)], scale, &mut y, level, &Backwards).unwrap();
+                    let vectors = Some((gain.as_slice(), [dgain.as_mut_slice(), &mut dbias]));
+                    normalize_gradient(all, [&x, &dy], vectors, scale, &mut dx, level, &Backwards).unwrap();
                     let at = format!("{level:?}, {rows} × {width}, centred {centred}");
                     assert!(error(&y, &want_y) < 2e-6, "{at}: Y");
                     // A row of one is its own mean: its gradient is nothing but rounding.
@@ -380,6 +394,18 @@ mod tests {
                         assert!(error(&dgain, &want_dgain) < 1e-5, "{at}: γ̄");
                     }
                     assert!(error(&dbias, &want_dbias) < 1e-5, "{at}: β̄");
+
+                    // Without γ and β: as with ones and zeros.
+                    let (ones, zeros) = (vec![1.0; width], vec![0.0; width]);
+                    let both = |gain: Option<&[f32]>, bias: Option<&[f32]>| {
+                        let (mut y, mut dx) = (vec![0.0; n], vec![0.0; n]);
+                        let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
+                        normalize(all, &x, [gain, bias], scale, &mut y, level, &Backwards).unwrap();
+                        let vectors = gain.map(|gain| (gain, [dgain.as_mut_slice(), &mut dbias]));
+                        normalize_gradient(all, [&x, &dy], vectors, scale, &mut dx, level, &Backwards).unwrap();
+                        (y, dx)
+                    };
+                    assert!(both(None, None) == both(Some(&ones), Some(&zeros)), "{at}");
                 }
             }
         }
