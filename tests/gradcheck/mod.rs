@@ -9,6 +9,7 @@
 //! A new operator needs a line in one of the `rows_*.rs` files: `row("Add", "broadcast").x(&[2, 3]).x(&[3])`. [`refused`] checks
 //! that a variant gives an error instead.
 
+mod fused;
 mod rows_activation;
 mod rows_attention;
 mod rows_conv;
@@ -343,9 +344,18 @@ fn same_outputs(case: &Case, lowered: &Graph) -> Result<()> {
 
 /// The rule's gradient of Σ ⟨u, y⟩ for each differentiable input, `None` where no path leads.
 fn gradients(case: &Case, weights: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+    gradients_after(case, weights, |graph| same_outputs(case, graph))
+}
+
+/// The same, after `pass` has seen the graph with its operators written out.
+fn gradients_after(
+    case: &Case,
+    weights: &[Option<Tensor>],
+    pass: impl Fn(&mut Graph) -> Result<()>,
+) -> Result<Vec<Option<Tensor>>> {
     let mut graph = case.graph.clone();
     lower(&mut graph)?;
-    same_outputs(case, &graph)?;
+    pass(&mut graph)?;
     let mut fed = case.fed.clone();
     let mut seeds = Vec::new();
     for (y, u) in case.graph.outputs.iter().zip(weights) {
