@@ -213,10 +213,10 @@ fn fused_rows(graph: &Graph, node: &Node) -> Option<Node> {
 
 /// Puts one operator in the place of a Gelu, or of a few nodes that are an activation.
 fn fuse_activations(graph: &mut Graph) {
-    let readers = graph.readers();
+    let (readers, producers) = (graph.readers(), graph.producers());
     let mut gone = vec![false; graph.nodes.len()];
     for i in 0..graph.nodes.len() {
-        let Some((op, x, nodes)) = activation(graph, &readers, i) else { continue };
+        let Some((op, x, nodes)) = activation(graph, &readers, &producers, i) else { continue };
         if nodes.iter().any(|n| gone[*n]) {
             continue;
         }
@@ -242,6 +242,7 @@ fn fuse_activations(graph: &mut Graph) {
 fn activation(
     graph: &Graph,
     readers: &HashMap<ValueId, Vec<usize>>,
+    producers: &HashMap<ValueId, usize>,
     i: usize,
 ) -> Option<(&'static str, ValueId, Vec<usize>)> {
     let node = &graph.nodes[i];
@@ -276,7 +277,7 @@ fn activation(
     }
     // x/√2 or x·√½ → Erf → + 1 → · x → · ½, or · (x · ½)
     let (z, y) = (node.input(0)?, node.output(0)?);
-    let scale = graph.nodes.iter().position(|n| n.output(0) == Some(z))?;
+    let scale = *producers.get(&z)?;
     let (from, factor) = (graph.nodes[scale].input(0)?, graph.nodes[scale].input(1)?);
     let half = std::f64::consts::FRAC_1_SQRT_2;
     let x = match () {
@@ -298,7 +299,7 @@ fn activation(
         let last = only(whole)?;
         return near(other(last, "Mul", whole)?, 0.5).then_some(("Gelu", x, vec![scale, i, plus, product, last]));
     }
-    let halved = graph.nodes.iter().position(|n| n.output(0) == Some(factor))?;
+    let halved = *producers.get(&factor)?;
     only(factor)?;
     near(other(halved, "Mul", x)?, 0.5).then_some(("Gelu", x, vec![scale, i, plus, halved, product]))
 }

@@ -190,7 +190,7 @@ impl Dataset {
                 if images.sample_len() == 0 {
                     crate::bail!("the {part} images have no pixels");
                 }
-                if images.len() != self.len() {
+                if !images.are(self.len()) {
                     crate::bail!("the {part} set has {} images but {} labels", images.len(), self.len());
                 }
                 if !matches!(images.channels, 1 | 3) {
@@ -237,6 +237,15 @@ mod tests {
         let e = check_labels(&[0, 7], 3).unwrap_err();
         assert_eq!(e.to_string(), "label 7 of sample 1 is outside 0..3");
         assert!(check_labels(&[-1], 3).is_err());
+    }
+
+    #[test]
+    fn pixels_that_are_left_over_are_refused() {
+        let set = |bytes: usize| Dataset::new(Samples::Images(Images::new(vec![0; bytes], 2, 2, 1)), vec![0, 1]);
+        assert!(set(8).check("training").is_ok());
+        for bytes in [7, 9, 12] {
+            assert!(set(bytes).check("training").unwrap_err().to_string().contains("2 labels"), "{bytes}");
+        }
     }
 
     #[test]

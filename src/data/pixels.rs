@@ -44,6 +44,14 @@ impl Images {
         }
     }
 
+    /// Whether these are `n` images, and nothing is left over.
+    pub(super) fn are(&self, n: usize) -> bool {
+        match &self.pixels {
+            Pixels::Held(pixels) => pixels.len() == n * self.sample_len(),
+            Pixels::Files(files) => files.paths.len() == n,
+        }
+    }
+
     /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -266,55 +266,24 @@ const OPS: [Op; 13] = [
             rows::normalize_gradient(rows(&x[0], axis(s)), [x[0].data, x[1].data], gain, scale(s), dx, level(), pool)
         },
     },
-    Op {
-        name: "Softmax",
-        inputs: (1, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| rows::softmax(last(&x[0]), x[0].data, y[0], level(), pool),
-    },
-    Op {
-        name: "SoftmaxGrad",
-        inputs: (2, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| rows::softmax_gradient(last(&x[0]), x[0].data, x[1].data, y[0], level(), pool),
-    },
-    Op {
-        name: "Silu",
-        inputs: (1, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| pointwise::forward(Activation::Silu, x[0].data, y[0], level(), pool),
-    },
-    Op {
-        name: "SiluGrad",
-        inputs: (2, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| pointwise::gradient(Activation::Silu, x[0].data, x[1].data, y[0], level(), pool),
-    },
-    Op {
-        name: "Gelu",
-        inputs: (1, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| pointwise::forward(Activation::Gelu, x[0].data, y[0], level(), pool),
-    },
-    Op {
-        name: "GeluGrad",
-        inputs: (2, 0),
-        outputs: (1, 0),
-        ints: &[],
-        shapes: same,
-        compute: |_, x, _, y, pool| pointwise::gradient(Activation::Gelu, x[0].data, x[1].data, y[0], level(), pool),
-    },
+    shaped("Softmax", 1, |_, x, _, y, pool| rows::softmax(last(&x[0]), x[0].data, y[0], level(), pool)),
+    shaped("SoftmaxGrad", 2, |_, x, _, y, pool| {
+        rows::softmax_gradient(last(&x[0]), x[0].data, x[1].data, y[0], level(), pool)
+    }),
+    shaped("Silu", 1, |_, x, _, y, pool| pointwise::forward(Activation::Silu, x[0].data, y[0], level(), pool)),
+    shaped("SiluGrad", 2, |_, x, _, y, pool| {
+        pointwise::gradient(Activation::Silu, x[0].data, x[1].data, y[0], level(), pool)
+    }),
+    shaped("Gelu", 1, |_, x, _, y, pool| pointwise::forward(Activation::Gelu, x[0].data, y[0], level(), pool)),
+    shaped("GeluGrad", 2, |_, x, _, y, pool| {
+        pointwise::gradient(Activation::Gelu, x[0].data, x[1].data, y[0], level(), pool)
+    }),
 ];
+
+/// An operator without attributes whose inputs and one output have one shape.
+const fn shaped(name: &'static str, inputs: usize, compute: Compute) -> Op {
+    Op { name, inputs: (inputs, 0), outputs: (1, 0), ints: &[], shapes: same, compute }
+}
 
 /// One output of the first input's shape.
 fn same(_: &Settings, x: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
