@@ -1,7 +1,7 @@
 """Times training steps of bisam against PyTorch on the same machine, alternating, at equal threads.
 
     python benches/run.py [--bisam target/release/bisam] [--threads 2] [--rounds 4] [--steps 3] [--models resnet20 vit ...]
-        [--kernels fused] [--compile]
+        [--optimizers sgd bisam] [--kernels fused] [--compile] [--exports DIR]
 
 Needs the packages of models/requirements.txt, and torchvision for mobilenet_v2. PyTorch runs eagerly, in the best memory format of
 contiguous and channels_last; with --compile also compiled (torch.compile), in the same formats. Each round
@@ -102,19 +102,25 @@ def main():
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=BATCH, default=DEFAULT)
+    parser.add_argument("--optimizers", nargs="+", choices=["sgd", "bisam"], default=["sgd", "bisam"])
+    parser.add_argument("--exports", type=Path, help="keeps the exported models there and finds them again")
     parser.add_argument("--kernels", choices=["fused", "plain"], default="fused")
     parser.add_argument("--compile", action="store_true", help="torch.compile as another peer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, HERE.parent / "models" / "make.py", "--full", folder, *options.models]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.exports or Path(temporary)
+        missing = [m for m in options.models if not (folder / f"{m}.onnx").exists()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, HERE.parent / "models" / "make.py", "--full", folder, *missing]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         print("| model | step | PyTorch ms | bisam ms | ratio | over compiled | over sam | peak MB PyTorch / bisam | start s |")
         print("|---|---|---|---|---|---|---|---|---|")
         for model in options.models:
-            for optimizer in ["sgd", "bisam"]:
-                r = compare(options, Path(folder), model, optimizer)
+            for optimizer in options.optimizers:
+                r = compare(options, folder, model, optimizer)
                 rows.append(r)
                 over = f"{r['over_sam']:.3f}" if r["over_sam"] else ""
                 compiled = f"{r['over_compiled']:.2f}" if r["over_compiled"] else ""

@@ -4,13 +4,14 @@ use super::inspect::dimension;
 use super::{Global, StepArgs, at_least_one};
 use crate::adapt::untie;
 use crate::engine::Program;
+use crate::engine::profile::{NodeTime, by_operator};
 use crate::error::Result;
 use crate::onnx::import;
 use crate::step::{Ends, StepOptions, build, prepare};
 use crate::trace::{Sizes, probe};
 use serde_json::json;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +29,9 @@ pub struct Args {
     /// Size of a named dimension, as NAME=SIZE
     #[arg(long = "dim", value_parser = dimension)]
     dims: Vec<(String, usize)>,
+    /// Show the time by operator within a pass; steps take a little longer
+    #[arg(long)]
+    profile: bool,
 }
 
 /// Runs the command.
@@ -36,7 +40,8 @@ pub struct Args {
 /// Anything that stands in the way of training the model.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let start = Instant::now();
-    let engine = global.engine()?;
+    let mut engine = global.engine()?;
+    engine.profiled = args.profile;
     let mut options = StepOptions::default();
     args.step.apply(&mut options, global.device)?;
     let model = import(&args.model)?;
@@ -79,14 +84,15 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
-    let per = |d: std::time::Duration| d.as_secs_f64() * 1e3 / args.steps as f64;
+    let per = |d: Duration| ms(d) / args.steps as f64;
     let stage = program.times;
     let peak = peak_bytes();
-    let value = json!({
+    let nodes = program.profile()?;
+    let mut value = json!({
         "step_ms": median, "peak_bytes": peak, "startup_s": startup, "threads": engine.runtime.threads, "steps_ms": times,
         "stages": {"grad": per(stage.grad), "perturb": per(stage.perturb), "update": per(stage.update)},
     });
-    let text = format!(
+    let mut text = format!(
         "step {median:.1} ms (median of {}), grad {:.1}, perturb {:.2}, update {:.2}; import to first step {startup:.2} s; peak {} MB",
         times.len(),
         per(stage.grad),
@@ -94,7 +100,28 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         per(stage.update),
         peak / 1_000_000
     );
+    if args.profile {
+        value["nodes"] = (nodes.iter())
+            .map(|n| json!({"name": n.name, "op": n.op, "provider": n.provider, "inputs": n.inputs, "ms": ms(n.time)}))
+            .collect();
+        text += &operators(&nodes);
+    }
     global.print(&value, &text)
+}
+
+fn ms(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
+/// A table of the time by operator.
+fn operators(nodes: &[NodeTime]) -> String {
+    let total = nodes.iter().map(|n| n.time).sum();
+    let mut text = format!("\none pass of grad, by operator: {:.1} ms in {} nodes\n", ms(total), nodes.len());
+    for o in by_operator(nodes) {
+        let (time, share) = (ms(o.time), 100.0 * ms(o.time) / ms(total).max(1e-9));
+        text += &format!("{share:6.1} %  {time:9.2} ms  {:5} × {}  ({})\n", o.nodes, o.op, o.provider);
+    }
+    text.trim_end().to_owned()
 }
 
 /// Largest resident size of this process so far; 0 where the system does not tell.

@@ -15,6 +15,7 @@ mod find;
 mod kernels;
 pub mod library;
 pub mod probe;
+pub mod profile;
 pub mod program;
 pub mod session;
 mod value;

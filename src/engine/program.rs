@@ -8,6 +8,7 @@
 use super::arena::{Buffer, Layout, Memory};
 use super::binding::Binding;
 use super::buffers::{Buffers, FlatStage, Gradient, Sides};
+use super::profile::NodeTime;
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
@@ -252,6 +253,14 @@ impl Program {
         let score = stages.score.as_ref().map(score).transpose()?;
         self.grads.push(GradStage { session, bindings, score, subsets, inputs, labels, scores, batch, widths });
         Ok(())
+    }
+
+    /// What every node of the pass over a whole batch took, if the engine is profiled; measures no more.
+    ///
+    /// # Errors
+    /// A profile that cannot be read.
+    pub fn profile(&mut self) -> Result<Vec<NodeTime>> {
+        self.grads.first_mut().map_or(Ok(Vec::new()), |g| g.session.profile())
     }
 
     /// Compiles what a step on `n` samples of the shape in `like` runs and is not there yet; `stages` builds those of another batch

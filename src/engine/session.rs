@@ -1,6 +1,7 @@
 //! Compiled graphs on a device.
 
 use super::library::{Runtime, take_log};
+use super::profile::{self, Destination, NodeTime};
 use super::value::{Value, check};
 use super::{Binding, ort_error};
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub struct Engine {
     pub runtime: &'static Runtime,
     /// Where training graphs run. Tracing and folding always run on the CPU.
     pub device: Device,
+    /// Whether sessions measure their nodes ([`Session::profile`]), which costs some microseconds a node.
+    pub profiled: bool,
 }
 
 impl Engine {
@@ -82,7 +85,7 @@ impl Engine {
             let cause = format!("device {device}: ONNX Runtime {} was built without CUDA", runtime.version);
             return Err(Error::new(cause).hint(CUDA_HINT));
         }
-        Ok(Self { runtime, device })
+        Ok(Self { runtime, device, profiled: false })
     }
 
     /// Compiles a graph whose parameters and statistics are inputs.
@@ -91,7 +94,7 @@ impl Engine {
     /// Whatever ONNX Runtime says about the graph or the device.
     pub fn compile(&self, graph: &Graph) -> Result<Session> {
         let model = encode(&emit(graph, Weights::Inputs))?;
-        Session::new(self.runtime, &model, self.device, GraphOptimizationLevel::All)
+        self.compile_model(&model)
     }
 
     /// Compiles a complete model.
@@ -99,13 +102,14 @@ impl Engine {
     /// # Errors
     /// Whatever ONNX Runtime says about the model or the device.
     pub fn compile_model(&self, model: &[u8]) -> Result<Session> {
-        Session::new(self.runtime, model, self.device, GraphOptimizationLevel::All)
+        let profile = self.profiled.then(Destination::new).transpose()?;
+        Session::new(self.runtime, model, self.device, GraphOptimizationLevel::All, profile)
     }
 }
 
 impl Evaluator for Engine {
     fn evaluate(&self, model: &[u8], inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
-        Session::new(self.runtime, model, Device::Cpu, GraphOptimizationLevel::Disable)?.run(inputs)
+        Session::new(self.runtime, model, Device::Cpu, GraphOptimizationLevel::Disable, None)?.run(inputs)
     }
 }
 
@@ -156,10 +160,17 @@ pub struct Session {
     ports: Arc<Ports>,
     inputs: Vec<String>,
     outputs: Vec<String>,
+    profile: Option<Destination>,
 }
 
 impl Session {
-    fn new(runtime: &Runtime, model: &[u8], device: Device, level: GraphOptimizationLevel) -> Result<Self> {
+    fn new(
+        runtime: &Runtime,
+        model: &[u8],
+        device: Device,
+        level: GraphOptimizationLevel,
+        profile: Option<Destination>,
+    ) -> Result<Self> {
         take_log();
         // Why CUDA cannot be had, such as a missing library, is only ever logged.
         let explain = |error: Error| match device {
@@ -192,6 +203,10 @@ impl Session {
             Device::Cpu => builder.with_operators(super::kernels::domain()?).map_err(ort_error)?,
             Device::Cuda(_) => builder,
         };
+        let builder = match &profile {
+            Some(profile) => builder.with_profiling(profile.prefix()).map_err(ort_error)?,
+            None => builder,
+        };
         // ONNX Runtime keeps the domains it has seen without a lock: the first session that brings ours must be alone.
         static FIRST: Mutex<bool> = Mutex::new(false);
         let mut seen = FIRST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -206,7 +221,7 @@ impl Session {
         let ports = Ports { inputs: ports(inner.inputs()), outputs: ports(inner.outputs()) };
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
         let (inputs, outputs) = (names(&ports.inputs), names(&ports.outputs));
-        Ok(Self { inner, ports: Arc::new(ports), inputs, outputs })
+        Ok(Self { inner, ports: Arc::new(ports), inputs, outputs, profile })
     }
 
     /// Names of the inputs, in order.
@@ -291,6 +306,15 @@ impl Session {
         // nothing else uses the memory while the call lasts, because buffers are neither `Send` nor `Sync`.
         check(unsafe { (ort::api().RunWithBinding)(self.inner.ptr_mut(), std::ptr::null(), binding.ptr()) })?;
         binding.synchronize()
+    }
+
+    /// What every node took in the runs so far; measures no more. Empty unless the engine is profiled, and a second time.
+    ///
+    /// # Errors
+    /// A profile that cannot be read.
+    pub fn profile(&mut self) -> Result<Vec<NodeTime>> {
+        let Some(_folder) = self.profile.take() else { return Ok(Vec::new()) };
+        profile::read(Path::new(&self.inner.end_profiling().map_err(ort_error)?))
     }
 
     fn inputs_hint(&self) -> String {
