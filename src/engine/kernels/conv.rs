@@ -16,6 +16,7 @@ use super::outer;
 use super::product::{PANELS, Product, held};
 use super::simd::{LANES, Level, run};
 use super::unfold::Frame;
+use super::winograd::{self, Grid, Kernels};
 use super::{Buffer, Buffers, Pool, Raw};
 use crate::error::{Error, Result};
 
@@ -49,6 +50,12 @@ impl Geometry {
         self.kernel[0] * self.kernel[1]
     }
 
+    /// Whether Winograd's filtering serves these convolutions, and saves more than its transforms cost.
+    fn winograd(&self, least: usize) -> bool {
+        let (c, m) = (self.c / self.groups, self.m / self.groups);
+        self.kernel == [3, 3] && self.strides == [1, 1] && self.dilations == [1, 1] && c.min(m) >= least
+    }
+
     /// Whether every group has one channel on either side.
     fn depthwise(&self) -> bool {
         self.groups == self.c && self.groups == self.m
@@ -65,6 +72,12 @@ impl Geometry {
         }
         Err(Error::new(format!("X, W and Y of {x}, {weight} and {y} elements do not fit {self:?}")))
     }
+}
+
+/// A tensor [N, channels, …] of a product.
+pub struct Side<P> {
+    pub data: Raw<P>,
+    pub channels: usize,
 }
 
 thread_local! {
@@ -183,12 +196,6 @@ fn tasks(pass: &Pass, framed: bool, n: usize, pitch: usize) -> Vec<std::ops::Ran
         out.extend((start..start + unit).step_by(span).map(|q| q..(q + span).min(start + unit)));
     }
     out
-}
-
-/// A tensor [N, channels, …] of a product.
-struct Side<P> {
-    data: Raw<P>,
-    channels: usize,
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -388,9 +395,15 @@ pub fn forward(
         return Ok(());
     }
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
-    let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
     let source = Side { data: Raw(x.as_ptr()), channels: g.c };
     let target = Side { data: Raw(y.as_mut_ptr()), channels: g.m };
+    if g.winograd(WINOGRAD) {
+        let grid = Grid { n: g.n, source: g.input, target: g.output, begin: g.begin.map(|b| b as isize) };
+        let kernels = Kernels { rows, channels, apart: [channels * 9, 9], turned: false };
+        winograd::convolve(&grid, kernels, g.groups, &source, &target, weight, bias, false, level, pool);
+        return Ok(());
+    }
+    let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
     WEIGHTS.with_buffer(|packed| {
         pack(weight, (g.groups, rows, channels), &pass.taps, level.tile().0, at, packed);
         product(g, &pass, &source, &target, packed, bias, false, level, pool);
@@ -412,6 +425,14 @@ pub fn input_gradient(
 ) -> Result<()> {
     g.check(dx.len(), weight.len(), dy.len())?;
     let (rows, channels) = (g.c / g.groups, g.m / g.groups);
+    if g.winograd(WINOGRAD) {
+        let source = Side { data: Raw(dy.as_ptr()), channels: g.m };
+        let target = Side { data: Raw(dx.as_mut_ptr()), channels: g.c };
+        let grid = Grid { n: g.n, source: g.output, target: g.input, begin: g.begin.map(|b| 2 - b as isize) };
+        let kernels = Kernels { rows, channels, apart: [9, rows * 9], turned: true };
+        winograd::convolve(&grid, kernels, g.groups, &source, &target, weight, None, add, level, pool);
+        return Ok(());
+    }
     let at = |group: usize, row: usize, channel: usize| ((group * channels + channel) * rows + row) * g.taps();
     for pass in gradient_passes(g) {
         if pass.taps.is_empty() && add {
@@ -432,6 +453,9 @@ pub fn input_gradient(
     Ok(())
 }
 
+/// Channels of a group on either side from which on Winograd's filtering pays, and for the weight gradient.
+const WINOGRAD: usize = 16;
+const WINOGRAD_WEIGHT: usize = 32;
 /// Parts of the columns whose weight gradients are summed apart, at most.
 const PARTS: usize = 8;
 /// Numbers all parts together may take.
@@ -451,6 +475,13 @@ pub fn weight_gradient(
     g.check(x.len(), dw.len(), dy.len())?;
     if g.depthwise() {
         depthwise_weight_gradient(g, x, dy, dw, level, pool);
+        return Ok(());
+    }
+    if g.winograd(WINOGRAD_WEIGHT) {
+        let grid = Grid { n: g.n, source: g.input, target: g.output, begin: g.begin.map(|b| b as isize) };
+        let (x, dy) = (Raw(x.as_ptr()), Raw(dy.as_ptr()));
+        let [x, dy] = [Side { data: x, channels: g.c }, Side { data: dy, channels: g.m }];
+        winograd::weight_gradient(&grid, g.groups, &x, &dy, dw, level, pool);
         return Ok(());
     }
     let forward = forward_pass(g);
@@ -585,6 +616,14 @@ mod tests {
         let (one, none) = ([1, 1], ([0, 0], [0, 0]));
         let around = |p: usize| ([p, p], [p, p]);
         agrees(&geometry([2, 16, 16, 1], [32, 32], [3, 3], one, one, around(1)));
+        // Winograd's filtering: whole tiles and parts, channels that are no vectors, several chunks, any padding, groups.
+        agrees(&geometry([3, 37, 41, 1], [9, 11], [3, 3], one, one, around(1)));
+        agrees(&geometry([2, 32, 33, 1], [5, 8], [3, 3], one, one, ([0, 2], [1, 0])));
+        agrees(&geometry([2, 34, 32, 1], [6, 7], [3, 3], one, one, ([3, 4], [0, 5])));
+        agrees(&geometry([40, 32, 48, 1], [2, 2], [3, 3], one, one, around(1)));
+        agrees(&geometry([5, 33, 32, 1], [40, 40], [3, 3], one, one, around(1)));
+        agrees(&geometry([2, 66, 70, 2], [4, 4], [3, 3], one, one, around(1)));
+        agrees(&geometry([1, 32, 32, 1], [3, 70], [3, 3], one, one, none));
         agrees(&geometry([3, 5, 7, 1], [9, 11], [3, 3], one, one, around(1)));
         agrees(&geometry([3, 8, 16, 1], [8, 8], [3, 3], [2, 2], one, around(1)));
         agrees(&geometry([2, 3, 10, 1], [13, 17], [5, 3], [3, 2], one, ([2, 1], [0, 3])));

@@ -28,6 +28,7 @@ mod product;
 mod rows;
 mod simd;
 mod unfold;
+mod winograd;
 
 use super::ort_error;
 use crate::autodiff::DOMAIN;

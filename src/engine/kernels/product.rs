@@ -5,11 +5,12 @@ use super::simd::{Job, LANES, Lanes};
 use super::unfold::{Frame, Run, copy, runs, unfold};
 use super::with_sizes;
 
-/// R rows and V vectors of a product: c = init + a·b with a as [depth, R] and row i of b at `offsets[i]` from each of `b`.
+/// R rows and V vectors of a product: c = init + a·b with the R numbers of column i of a at i·`step`, and row i of b at `offsets[i]` from each of `b`.
 #[inline(always)]
 pub unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
     offsets: &[usize],
     mut a: *const f32,
+    step: usize,
     b: &[*const f32; 3],
     init: *const f32,
     c: &[*mut f32; 3],
@@ -33,7 +34,7 @@ pub unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
                     *s = w.mul_add(x, *s);
                 }
             }
-            a = a.add(R);
+            a = a.add(step);
         }
         for (r, sum) in sums.iter().enumerate() {
             for (v, s) in sum.iter().enumerate() {
@@ -216,7 +217,7 @@ impl Job for Product<'_> {
                                 }
                             }
                             let ld = if direct { target_plane } else { pitch };
-                            with_sizes!(tile, L, rows, g.vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, &b, init, &c, ld));
+                            with_sizes!(tile, L, rows, g.vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, rows, &b, init, &c, ld));
                             if direct {
                                 continue;
                             }

@@ -95,6 +95,25 @@ pub unsafe trait Lanes: Copy {
     unsafe fn keep_where_positive(self, mask: Self) -> Self;
     /// Sum over the lanes.
     unsafe fn sum(self) -> f32;
+    /// The lanes at even places of self and then of `other`, and those at odd places.
+    unsafe fn unzip(self, other: Self) -> (Self, Self);
+    /// Lanes of self and `other` in turn: what [`unzip`](Self::unzip) takes apart.
+    unsafe fn zip(self, other: Self) -> (Self, Self);
+    /// Lane i of vector k becomes lane k of vector i.
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self; LANES]) {
+        let mut lanes = [[0.0; LANES]; LANES];
+        for (v, row) in block.iter().zip(&mut lanes) {
+            unsafe { v.store(row.as_mut_ptr()) };
+        }
+        for (k, v) in block.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (c, row) in column.iter_mut().zip(&lanes) {
+                *c = row[k];
+            }
+            *v = unsafe { Self::load(column.as_ptr()) };
+        }
+    }
     /// The greatest of the lanes, if all are numbers.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -226,6 +245,24 @@ unsafe impl Lanes for Array {
         self.map2(mask, |a, m| if m > 0.0 { a } else { 0.0 })
     }
     #[inline(always)]
+    unsafe fn unzip(self, other: Self) -> (Self, Self) {
+        let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES / 2 {
+            (even[i], odd[i]) = (self.0[2 * i], self.0[2 * i + 1]);
+            (even[LANES / 2 + i], odd[LANES / 2 + i]) = (other.0[2 * i], other.0[2 * i + 1]);
+        }
+        (Self(even), Self(odd))
+    }
+    #[inline(always)]
+    unsafe fn zip(self, other: Self) -> (Self, Self) {
+        let (mut low, mut high) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES / 2 {
+            (low[2 * i], low[2 * i + 1]) = (self.0[i], other.0[i]);
+            (high[2 * i], high[2 * i + 1]) = (self.0[LANES / 2 + i], other.0[LANES / 2 + i]);
+        }
+        (Self(low), Self(high))
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let x = self.0;
         let quarter = |i: usize| (x[i] + x[i + 8]) + (x[i + 4] + x[i + 12]);
@@ -340,6 +377,23 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn unzip(self, o: Self) -> (Self, Self) {
+            unsafe {
+                let (a, b) = (_mm256_shuffle_ps::<0x88>(self.0, self.1), _mm256_shuffle_ps::<0x88>(o.0, o.1));
+                let (c, d) = (_mm256_shuffle_ps::<0xDD>(self.0, self.1), _mm256_shuffle_ps::<0xDD>(o.0, o.1));
+                (Self(middle(a), middle(b)), Self(middle(c), middle(d)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn zip(self, o: Self) -> (Self, Self) {
+            unsafe {
+                let (a, b) = (_mm256_unpacklo_ps(self.0, o.0), _mm256_unpackhi_ps(self.0, o.0));
+                let (c, d) = (_mm256_unpacklo_ps(self.1, o.1), _mm256_unpackhi_ps(self.1, o.1));
+                let low = Self(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                (low, Self(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d)))
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             unsafe {
                 let eight = _mm256_add_ps(self.0, self.1);
@@ -348,6 +402,12 @@ mod x86 {
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
             }
         }
+    }
+
+    /// Exchanges the second and the third quarter.
+    #[inline(always)]
+    unsafe fn middle(x: __m256) -> __m256 {
+        unsafe { _mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(_mm256_castps_pd(x))) }
     }
 
     #[derive(Clone, Copy)]
@@ -419,6 +479,52 @@ mod x86 {
             unsafe {
                 let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(m.0, _mm512_setzero_ps());
                 Self(_mm512_maskz_mov_ps(positive, self.0))
+            }
+        }
+        #[inline(always)]
+        unsafe fn unzip(self, o: Self) -> (Self, Self) {
+            unsafe {
+                let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+                (Self(_mm512_permutex2var_ps(self.0, even, o.0)), Self(_mm512_permutex2var_ps(self.0, odd, o.0)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn zip(self, o: Self) -> (Self, Self) {
+            unsafe {
+                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                (Self(_mm512_permutex2var_ps(self.0, low, o.0)), Self(_mm512_permutex2var_ps(self.0, high, o.0)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn transpose(x: &mut [Self; LANES]) {
+            unsafe {
+                // Pairs of rows, then fours, within quarters of vectors; then the quarters.
+                let mut y = *x;
+                for i in 0..8 {
+                    y[2 * i].0 = _mm512_unpacklo_ps(x[2 * i].0, x[2 * i + 1].0);
+                    y[2 * i + 1].0 = _mm512_unpackhi_ps(x[2 * i].0, x[2 * i + 1].0);
+                }
+                for i in 0..4 {
+                    for k in 0..2 {
+                        let a = _mm512_castps_pd(y[4 * i + k].0);
+                        let b = _mm512_castps_pd(y[4 * i + k + 2].0);
+                        x[4 * i + 2 * k].0 = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                        x[4 * i + 2 * k + 1].0 = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                    }
+                }
+                // x[4i + k], quarter q: rows 4i..4i + 4 of column 4q + k.
+                for k in 0..4 {
+                    let (a, b, c, d) = (x[k].0, x[4 + k].0, x[8 + k].0, x[12 + k].0);
+                    let (p, q) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                    let (r, s) = (_mm512_shuffle_f32x4::<0xDD>(a, b), _mm512_shuffle_f32x4::<0xDD>(c, d));
+                    y[k].0 = _mm512_shuffle_f32x4::<0x88>(p, q);
+                    y[8 + k].0 = _mm512_shuffle_f32x4::<0xDD>(p, q);
+                    y[4 + k].0 = _mm512_shuffle_f32x4::<0x88>(r, s);
+                    y[12 + k].0 = _mm512_shuffle_f32x4::<0xDD>(r, s);
+                }
+                *x = y;
             }
         }
         #[inline(always)]
