@@ -455,7 +455,7 @@ pub fn input_gradient(
 
 /// Channels of a group on either side from which on Winograd's filtering pays, and for the weight gradient.
 const WINOGRAD: usize = 16;
-const WINOGRAD_WEIGHT: usize = 32;
+const WINOGRAD_WEIGHT: usize = 48;
 /// Parts of the columns whose weight gradients are summed apart, at most.
 const PARTS: usize = 8;
 /// Numbers all parts together may take.

@@ -26,8 +26,12 @@ const PLACES: usize = 16;
 const FEW: usize = 48;
 /// Numbers that transformed tiles of a task may take.
 const HELD: usize = 3 << 16;
-/// Numbers that transformed tiles of all channels may take for the weight gradient.
+/// Numbers that transformed tiles of all channels may take for the weight gradient, where threads share them and where each has its own.
 const CHUNK: usize = 1 << 21;
+const SMALL_CHUNK: usize = 1 << 18;
+/// Sums of a weight gradient that every part has its own of, and the parts.
+const FEW_SUMS: usize = 1 << 19;
+const PARTS: usize = 8;
 
 /// What the tiles cover: output (i, j) reads rows i − begin and columns j − begin up to two further.
 #[derive(Debug, Clone, Copy)]
@@ -558,12 +562,31 @@ impl Job for Sum {
     }
 }
 
-/// Gᵀ s G of one row of kernels.
+/// Gᵀ s G of one row of kernels, with s the sum over the parts.
 struct Gather {
     channels: usize,
     sums: *const f32,
     apart: usize,
+    parts: usize,
+    /// Numbers of a part.
+    all: usize,
     dw: *mut f32,
+}
+
+impl Gather {
+    /// The sum of sixteen channels at one place.
+    #[inline(always)]
+    unsafe fn at<L: Lanes>(&self, place: usize, channel: usize) -> L {
+        // SAFETY: sums are whole vectors of channels.
+        unsafe {
+            let from = self.sums.add(place * self.apart + channel);
+            let mut sum = L::load(from);
+            for part in 1..self.parts {
+                sum = sum.add(L::load(from.add(part * self.all)));
+            }
+            sum
+        }
+    }
 }
 
 impl Job for Gather {
@@ -576,9 +599,8 @@ impl Job for Gather {
                 let half = L::splat(0.5);
                 let mut tall = [[half; 4]; 3];
                 for x in 0..4 {
-                    let from = self.sums.add(x * self.apart + first);
-                    let (s0, s1) = (L::load(from), L::load(from.add(4 * self.apart)));
-                    let (s2, s3) = (L::load(from.add(8 * self.apart)), L::load(from.add(12 * self.apart)));
+                    let (s0, s1) = (self.at::<L>(x, first), self.at::<L>(4 + x, first));
+                    let (s2, s3) = (self.at::<L>(8 + x, first), self.at::<L>(12 + x, first));
                     let (sum, difference) = (s1.add(s2).mul(half), s1.sub(s2).mul(half));
                     (tall[0][x], tall[1][x], tall[2][x]) = (s0.add(sum), difference, sum.add(s3));
                 }
@@ -618,94 +640,134 @@ pub fn weight_gradient(
     let (m, c) = (dy.channels / groups, x.channels / groups);
     // Channels are whole vectors, and not powers of two.
     let pitches = [m, c].map(|k| k.next_multiple_of(LANES) + LANES);
-    let wide = grid.tiles()[1];
-    let most = (CHUNK / (PLACES * (pitches[0] + pitches[1]) * wide)).max(1).min(grid.rows());
-    let apart = pitches.map(|p| p * most * wide);
-    let sums_apart = m * pitches[1];
-    LEFT.with_buffer_of(PLACES * apart[0], |left| {
-        RIGHT.with_buffer_of(PLACES * apart[1], |right| {
-            KERNELS.with_buffer_of(PLACES * sums_apart, |sums| {
-                let (turned, sums) = ([Raw(left), Raw(right)], Raw(sums));
-                for (group, dw) in dw.chunks_exact_mut(9 * m * c).enumerate() {
-                    for first in (0..grid.rows()).step_by(most) {
-                        let chunk = first..(first + most).min(grid.rows());
-                        turn_around(grid, group, [m, c], [dy, x], &chunk, turned, apart, pitches, level, pool);
-                        let slices = m.div_ceil(ROWS);
-                        pool.run(PLACES * slices, &|task| {
-                            let (place, slice) = (task / slices, task % slices);
-                            SCRATCH.with_buffer_of(8 * 3 * LANES, |scratch| {
-                                // SAFETY: the level is one this processor has; every task has rows of sums of its own.
-                                unsafe {
-                                    let job = Sum {
-                                        tiles: chunk.len() * wide,
-                                        rows: slice * ROWS..((slice + 1) * ROWS).min(m),
-                                        channels: c,
-                                        left: turned[0].get().add(place * apart[0]),
-                                        right: turned[1].get().add(place * apart[1]),
-                                        pitches,
-                                        sums: sums.get().add(place * sums_apart),
-                                        add: first > 0,
-                                        scratch,
-                                    };
-                                    run(level, &job);
-                                }
-                            });
+    let (apart, all) = (m * pitches[1], PLACES * m * pitches[1]);
+    // Few sums stay in a cache, and so does what each part of the samples adds to its own; many are one part's that all threads work on.
+    let parts = if all <= FEW_SUMS { PARTS.min(grid.rows()) } else { 1 };
+    let products = Products { grid, channels: [m, c], sides: [dy, x], pitches, apart, level };
+    KERNELS.with_buffer_of(parts * all, |sums| {
+        let sums = Raw(sums);
+        for (group, dw) in dw.chunks_exact_mut(9 * m * c).enumerate() {
+            if parts == 1 {
+                products.add(group, 0..grid.rows(), CHUNK, sums, pool);
+            } else {
+                pool.run(parts, &|i| {
+                    let rows = grid.rows() * i / parts..grid.rows() * (i + 1) / parts;
+                    // SAFETY: every part has sums of its own.
+                    let sums = Raw(unsafe { sums.get().add(i * all) });
+                    products.add(group, rows, SMALL_CHUNK, sums, &Alone);
+                });
+            }
+            let dw = Raw(dw.as_mut_ptr());
+            pool.run(m, &|i| {
+                // SAFETY: the level is one this processor has; every task has a row of kernels of its own.
+                unsafe {
+                    let sums = sums.get().add(i * pitches[1]);
+                    let dw = dw.get().add(9 * i * c);
+                    run(level, &Gather { channels: c, sums, apart, parts, all, dw });
+                }
+            });
+        }
+    });
+}
+
+/// What runs tasks on the thread that asks.
+struct Alone;
+
+impl Pool for Alone {
+    fn run(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n).for_each(task);
+    }
+}
+
+/// The matrix products that sum up a weight gradient: Ȳ on the left, X on the right.
+struct Products<'a> {
+    grid: &'a Grid,
+    /// Of a group.
+    channels: [usize; 2],
+    sides: [&'a Side<*const f32>; 2],
+    /// Numbers from one tile to the next on either side; the right one's is that of the sums' rows, too.
+    pitches: [usize; 2],
+    /// Numbers of the sums at one place.
+    apart: usize,
+    level: Level,
+}
+
+impl Products<'_> {
+    /// The sums over some rows of tiles, of which `chunk` numbers are held at once.
+    fn add(&self, group: usize, rows: Range<usize>, chunk: usize, sums: Raw<*mut f32>, pool: &dyn Pool) {
+        let Self { grid, channels: [m, c], pitches, .. } = *self;
+        let wide = grid.tiles()[1];
+        let most = (chunk / (PLACES * (pitches[0] + pitches[1]) * wide)).max(1).min(rows.len());
+        let apart = pitches.map(|p| p * most * wide);
+        LEFT.with_buffer_of(PLACES * apart[0], |left| {
+            RIGHT.with_buffer_of(PLACES * apart[1], |right| {
+                let turned = [Raw(left), Raw(right)];
+                for first in rows.clone().step_by(most) {
+                    let chunk = first..(first + most).min(rows.end);
+                    self.turn_around(group, &chunk, turned, apart, pool);
+                    let slices = m.div_ceil(ROWS);
+                    pool.run(PLACES * slices, &|task| {
+                        let (place, slice) = (task / slices, task % slices);
+                        SCRATCH.with_buffer_of(8 * 3 * LANES, |scratch| {
+                            // SAFETY: the level is one this processor has; every task has rows of sums of its own.
+                            unsafe {
+                                let job = Sum {
+                                    tiles: chunk.len() * wide,
+                                    rows: slice * ROWS..((slice + 1) * ROWS).min(m),
+                                    channels: c,
+                                    left: turned[0].get().add(place * apart[0]),
+                                    right: turned[1].get().add(place * apart[1]),
+                                    pitches,
+                                    sums: sums.get().add(place * self.apart),
+                                    add: first > rows.start,
+                                    scratch,
+                                };
+                                run(self.level, &job);
+                            }
                         });
-                    }
-                    let dw = Raw(dw.as_mut_ptr());
-                    pool.run(m, &|i| {
-                        // SAFETY: as above; every task has a row of kernels of its own.
-                        unsafe {
-                            let sums = sums.get().add(i * pitches[1]);
-                            run(level, &Gather { channels: c, sums, apart: sums_apart, dw: dw.get().add(9 * i * c) });
-                        }
                     });
                 }
             });
         });
-    });
-}
+    }
 
-/// Both sides' tiles of some rows of tiles, as [`Turn`] writes them: first Ȳ, then X.
-#[allow(clippy::too_many_arguments)]
-fn turn_around(
-    grid: &Grid,
-    group: usize,
-    channels: [usize; 2],
-    sides: [&Side<*const f32>; 2],
-    chunk: &Range<usize>,
-    out: [Raw<*mut f32>; 2],
-    apart: [usize; 2],
-    pitches: [usize; 2],
-    level: Level,
-    pool: &dyn Pool,
-) {
-    let (blocks, wide) = (grid.blocks(chunk.clone(), TURNED), grid.tiles()[1]);
-    let vectors = channels.map(|k| k.div_ceil(LANES));
-    pool.run((vectors[0] + vectors[1]) * blocks.len(), &|task| {
-        let (vector, block) = (task / blocks.len(), &blocks[task % blocks.len()]);
-        let side = usize::from(vector >= vectors[0]);
-        let first = (vector - side * vectors[0]) * LANES;
-        let plane = [grid.target, grid.source][side].iter().product::<usize>();
-        let (parts, tiles) = (grid.parts(block), block.len() * wide);
-        SCRATCH.with_buffer_of(PLACES * LANES * pitch(tiles) + grid.held(block.len()), |scratch| {
-            // SAFETY: the level is one this processor has; every task has tiles and channels of its own.
-            unsafe {
-                let job = Turn {
-                    grid,
-                    parts: &parts,
-                    tiles,
-                    gradient: side == 0,
-                    source: sides[side].data.get().add((group * channels[side] + first) * plane),
-                    planes: sides[side].channels,
-                    channels: LANES.min(channels[side] - first),
-                    out: out[side].get().add((block.start - chunk.start) * wide * pitches[side] + first),
-                    apart: apart[side],
-                    pitch: pitches[side],
-                    scratch,
-                };
-                run(level, &job);
-            }
+    /// Both sides' tiles of some rows of tiles, as [`Turn`] writes them.
+    fn turn_around(
+        &self,
+        group: usize,
+        rows: &Range<usize>,
+        out: [Raw<*mut f32>; 2],
+        apart: [usize; 2],
+        pool: &dyn Pool,
+    ) {
+        let Self { grid, channels, sides, pitches, level, .. } = *self;
+        let (blocks, wide) = (grid.blocks(rows.clone(), TURNED), grid.tiles()[1]);
+        let vectors = channels.map(|k| k.div_ceil(LANES));
+        pool.run((vectors[0] + vectors[1]) * blocks.len(), &|task| {
+            let (vector, block) = (task / blocks.len(), &blocks[task % blocks.len()]);
+            let side = usize::from(vector >= vectors[0]);
+            let first = (vector - side * vectors[0]) * LANES;
+            let plane = [grid.target, grid.source][side].iter().product::<usize>();
+            let (parts, tiles) = (grid.parts(block), block.len() * wide);
+            SCRATCH.with_buffer_of(PLACES * LANES * pitch(tiles) + grid.held(block.len()), |scratch| {
+                // SAFETY: the level is one this processor has; every task has tiles and channels of its own.
+                unsafe {
+                    let job = Turn {
+                        grid,
+                        parts: &parts,
+                        tiles,
+                        gradient: side == 0,
+                        source: sides[side].data.get().add((group * channels[side] + first) * plane),
+                        planes: sides[side].channels,
+                        channels: LANES.min(channels[side] - first),
+                        out: out[side].get().add((block.start - rows.start) * wide * pitches[side] + first),
+                        apart: apart[side],
+                        pitch: pitches[side],
+                        scratch,
+                    };
+                    run(level, &job);
+                }
+            });
         });
-    });
+    }
 }
