@@ -267,7 +267,8 @@ impl Results {
 
     /// What the cells show.
     pub fn caption(&self) -> String {
-        format!("{}, mean ± standard deviation of {} seeds.", self.measure.caption(&self.cells), self.seeds)
+        let what = self.measure.caption(&self.cells);
+        if self.seeds == 1 { format!("{what}, one seed.") } else { format!("{what}, mean ± standard deviation of {} seeds.", self.seeds) }
     }
 
     /// The table in Markdown.
