@@ -190,7 +190,9 @@ fn tasks(pass: &Pass, framed: bool, n: usize, pitch: usize) -> Vec<std::ops::Ran
     let plane = pass.grid[0] * pass.grid[1];
     // Panels end with their sample unless it is small.
     let unit = if framed || plane >= 2 * pitch { plane } else { n * plane };
-    let span = if framed { 16 * pass.grid[1] } else { 8 * PANELS * pitch };
+    // Few columns are still divided.
+    let share = (n * plane).div_ceil(PARTS).next_multiple_of(pitch);
+    let span = if framed { 16 * pass.grid[1] } else { share.min(8 * PANELS * pitch) };
     let mut out = Vec::new();
     for start in (0..n * plane).step_by(unit.max(1)) {
         out.extend((start..start + unit).step_by(span).map(|q| q..(q + span).min(start + unit)));
@@ -333,13 +335,25 @@ fn outer_weight_gradient(
     let of_task = outer::channels_of_task(g.taps()).min(channels.max(1));
     let tasks = channels.div_ceil(of_task);
     let numbers = outer::held(forward, of_task, level.tile());
-    WEIGHTS.with_buffer(|packed| {
-        packed.resize(dy.len(), 0.0);
-        let group_len = rows * g.n * dy_plane;
-        for (group, out) in packed.chunks_exact_mut(group_len.max(1)).enumerate() {
-            outer::pack(dy, (g.n, g.m, dy_plane), group * rows..(group + 1) * rows, level.tile().0, out);
-        }
-        let (px, pdy, pdw) = (Raw(x.as_ptr()), Raw(packed.as_ptr()), Raw(dw.as_mut_ptr()));
+    let apart = outer::apart(g.m);
+    WEIGHTS.with_buffer_of(g.n * dy_plane * apart, |turned| {
+        let (turned, pdy) = (Raw(turned), Raw(dy.as_ptr()));
+        let (vectors, parts) = (g.m.div_ceil(LANES), PARTS.min(g.n));
+        pool.run(vectors * parts, &|task| {
+            let (first, part) = (task / parts * LANES, task % parts);
+            let job = outer::Turn {
+                samples: g.n * part / parts..g.n * (part + 1) / parts,
+                m: g.m,
+                plane: dy_plane,
+                rows: first..(first + LANES).min(g.m),
+                dy: pdy.get(),
+                apart,
+                out: turned.get(),
+            };
+            // SAFETY: the level is one this processor has, and every task has rows of samples of its own.
+            unsafe { run(level, &job) };
+        });
+        let (px, pdw) = (Raw(x.as_ptr()), Raw(dw.as_mut_ptr()));
         pool.run(g.groups * tasks, &|task| {
             let (group, first) = (task / tasks, task % tasks * of_task);
             SCRATCH.with_buffer_of(numbers, |scratch| {
@@ -351,8 +365,9 @@ fn outer_weight_gradient(
                         x: px.get().add((group * channels + first) * x_plane),
                         channels_of_sample: g.c,
                         channels: of_task.min(channels - first),
-                        dy: pdy.get().add(group * group_len),
+                        dy: turned.get().add(group * rows),
                         rows,
+                        apart,
                         dw: pdw.get().add(group * rows * depth + first * g.taps()),
                         depth,
                         scratch,

@@ -7,7 +7,7 @@
 
 use super::conv::{Pass, Tap};
 use super::simd::{Job, LANES, Lanes};
-use super::unfold::{copy, fill_zero};
+use super::unfold::{copy, fill_zero, gather};
 use super::with_sizes;
 
 /// Vectors of positions that are summed together.
@@ -85,13 +85,7 @@ impl Frame {
                     } else {
                         fill_zero::<L>(to, left);
                         let from = plane.offset(y * width + skip);
-                        if step == 1 {
-                            copy::<L>(from, to.add(left), end - left, false);
-                        } else {
-                            for j in 0..end - left {
-                                *to.add(left + j) = *from.add(j * step);
-                            }
-                        }
+                        gather::<L>(from, step, to.add(left), end - left);
                         fill_zero::<L>(to.add(end), self.width - end);
                     }
                     to = to.add(self.width);

@@ -24,9 +24,10 @@ pub struct Outer<'a> {
     pub x: *const f32,
     pub channels_of_sample: usize,
     pub channels: usize,
-    /// Ȳ of the group as [`pack`] lays it out, and its rows.
+    /// Ȳ turned around ([`Turn`]), from the group's first row on; its rows, and numbers from one position to the next.
     pub dy: *const f32,
     pub rows: usize,
+    pub apart: usize,
     /// The first row's weights of the part; rows are `depth` apart.
     pub dw: *mut f32,
     pub depth: usize,
@@ -54,24 +55,45 @@ pub fn pays(positions: usize, framed: bool) -> bool {
     positions <= if framed { BLOCK } else { 8 * BLOCK }
 }
 
-/// Ȳ of one group in blocks of `tile` rows, each [positions of all samples, rows of the block].
-pub fn pack(
-    dy: &[f32],
-    (n, m, plane): (usize, usize, usize),
-    rows: std::ops::Range<usize>,
-    tile: usize,
-    out: &mut [f32],
-) {
-    let mut blocks = out;
-    for first in rows.clone().step_by(tile) {
-        let width = tile.min(rows.end - first);
-        let (block, rest) = blocks.split_at_mut(width * n * plane);
-        blocks = rest;
-        for r in 0..width {
-            for sample in 0..n {
-                let from = &dy[(sample * m + first + r) * plane..][..plane];
-                let to = block[sample * plane * width + r..].iter_mut().step_by(width);
-                to.zip(from).for_each(|(to, from)| *to = *from);
+/// Numbers from one position of Ȳ with `m` rows to the next.
+pub fn apart(m: usize) -> usize {
+    // Whole vectors, and no power of two.
+    m.next_multiple_of(LANES) + LANES
+}
+
+/// Up to sixteen rows of Ȳ [N,M,plane] turned around, of some samples: [N·plane, apart].
+pub struct Turn {
+    pub samples: std::ops::Range<usize>,
+    pub m: usize,
+    pub plane: usize,
+    pub rows: std::ops::Range<usize>,
+    pub dy: *const f32,
+    pub apart: usize,
+    pub out: *mut f32,
+}
+
+impl Job for Turn {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        for sample in self.samples.clone() {
+            let mut at = 0;
+            while at < self.plane {
+                let n = LANES.min(self.plane - at);
+                // SAFETY: rows and positions lie within Ȳ; `out` has whole vectors of rows.
+                unsafe {
+                    let from = self.dy.add((sample * self.m + self.rows.start) * self.plane + at);
+                    let mut block = [L::splat(0.0); LANES];
+                    for (r, v) in block.iter_mut().enumerate().take(self.rows.len()) {
+                        let from = from.add(r * self.plane);
+                        *v = if n == LANES { L::load(from) } else { L::load_first(from, n) };
+                    }
+                    L::transpose(&mut block);
+                    let to = self.out.add((sample * self.plane + at) * self.apart + self.rows.start);
+                    for (k, v) in block.iter().enumerate().take(n) {
+                        v.store(to.add(k * self.apart));
+                    }
+                }
+                at += LANES;
             }
         }
     }
@@ -95,13 +117,14 @@ impl Job for Outer<'_> {
                 let block = BLOCK.min(columns - first);
                 runs(pass.grid, first, first + block, &mut all);
                 unfold::<L>(pass, self.x, sample_len, self.channels, self.scratch, BLOCK, (&all, &mut list));
-                for q in 0..block {
-                    let to = right.add(q * pitch);
-                    for r in 0..width {
-                        *to.add(r) = *self.scratch.add(r * BLOCK + q);
+                for (q, r) in (0..block).step_by(LANES).flat_map(|q| (0..width).step_by(LANES).map(move |r| (q, r))) {
+                    let mut lanes = [L::splat(0.0); LANES];
+                    for (k, v) in lanes.iter_mut().enumerate().take(width - r) {
+                        *v = L::load(self.scratch.add((r + k) * BLOCK + q));
                     }
-                    for r in width..pitch {
-                        *to.add(r) = 0.0;
+                    L::transpose(&mut lanes);
+                    for (k, v) in lanes.iter().enumerate().take(block - q) {
+                        v.store(right.add((q + k) * pitch + r));
                     }
                 }
                 self.add_block::<L>(&offsets[..block], first, right, result);
@@ -115,8 +138,7 @@ impl Outer<'_> {
     /// Adds the products of a block of positions from `first` on, the first of which starts the sums.
     #[inline(always)]
     unsafe fn add_block<L: Lanes>(&self, offsets: &[usize], first: usize, right: *const f32, result: *mut f32) {
-        let (pass, width) = (self.forward, self.channels * self.forward.taps.len());
-        let columns = self.n * pass.grid[0] * pass.grid[1];
+        let width = self.channels * self.forward.taps.len();
         // SAFETY: as in `run`.
         unsafe {
             let mut at = 0;
@@ -131,8 +153,8 @@ impl Outer<'_> {
                     let (base, ld) = if direct { (to, self.depth) } else { (result, L::TILE.1 * LANES) };
                     let b = [0, 1, 2].map(|v| right.add(at + v.min(vectors - 1) * LANES));
                     let c = [0, 1, 2].map(|v| base.add(v.min(vectors - 1) * LANES));
-                    let a = self.dy.add(row * columns + first * rows);
-                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, rows, &b, std::ptr::null(), &c, ld));
+                    let a = self.dy.add(first * self.apart + row);
+                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, self.apart, &b, std::ptr::null(), &c, ld));
                     if !direct {
                         for r in 0..rows {
                             copy::<L>(result.add(r * ld), to.add(r * self.depth), columns_here, first > 0);

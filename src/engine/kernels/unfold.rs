@@ -84,6 +84,26 @@ pub unsafe fn copy<L: Lanes>(mut from: *const f32, mut to: *mut f32, mut n: usiz
     }
 }
 
+/// Copies `n` numbers that are `step` apart.
+#[inline(always)]
+pub unsafe fn gather<L: Lanes>(mut from: *const f32, step: usize, mut to: *mut f32, mut n: usize) {
+    unsafe {
+        if step == 1 {
+            return copy::<L>(from, to, n, false);
+        }
+        while step == 2 && n >= LANES {
+            // The number behind the last one may not be there.
+            let second = from.add(LANES);
+            let second = if n > LANES { L::load(second) } else { L::load_first(second, LANES - 1) };
+            L::load(from).unzip(second).0.store(to);
+            (from, to, n) = (from.add(2 * LANES), to.add(LANES), n - LANES);
+        }
+        for i in 0..n {
+            *to.add(i) = *from.add(i * step);
+        }
+    }
+}
+
 /// Unfolds `channels` planes into rows of `pitch` columns, all kernel elements of one channel after the other.
 #[inline(always)]
 pub unsafe fn unfold<L: Lanes>(
@@ -109,13 +129,7 @@ pub unsafe fn unfold<L: Lanes>(
                         fill_zero::<L>(to, p.before);
                     }
                     let (from, to) = (plane.add(p.source), to.add(p.before));
-                    if step == 1 {
-                        copy::<L>(from, to, p.count, false);
-                    } else {
-                        for i in 0..p.count {
-                            *to.add(i) = *from.add(i * step);
-                        }
-                    }
+                    gather::<L>(from, step, to, p.count);
                     if p.after > 0 {
                         fill_zero::<L>(to.add(p.count), p.after);
                     }
