@@ -22,7 +22,7 @@ fn list(values: &[usize]) -> Attr {
 /// Puts operators of domain `bisam` in the place of plain ones, before the graph is differentiated.
 ///
 /// - Conv over two dimensions: the same, with its padding as numbers.
-/// - BatchNormalization on the statistics of the batch, also with the Add and Relu behind it: one operator.
+/// - BatchNormalization on the statistics of the batch, also with the Add and the Relu or Clip(0, …) behind it: one operator.
 /// - LayerNormalization, RMSNormalization, GroupNorm as PyTorch writes it, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
 ///
 /// Everything is f32; whatever else there is stays plain.
@@ -84,6 +84,8 @@ struct Tail {
     nodes: Vec<usize>,
     residual: Option<ValueId>,
     output: ValueId,
+    /// The greatest output, for a Clip instead of a Relu.
+    ceiling: Option<f32>,
 }
 
 fn fuse_batch_norm(graph: &mut Graph) {
@@ -98,6 +100,9 @@ fn fuse_batch_norm(graph: &mut Graph) {
         let mut place = i;
         if let Some(tail) = tail {
             fused.attrs.insert("relu".into(), Attr::Int(1));
+            if let Some(ceiling) = tail.ceiling {
+                fused.attrs.insert("ceiling".into(), Attr::Float(ceiling));
+            }
             fused.inputs.extend(tail.residual.map(Some));
             fused.outputs[0] = Some(tail.output);
             for n in &tail.nodes {
@@ -140,7 +145,7 @@ fn fused_batch_norm(graph: &Graph, node: &Node) -> Option<Node> {
     })
 }
 
-/// A Relu, or an Add and a Relu, that are the only ones to read what is before them.
+/// A Relu, a Clip from 0 on, or an Add and one of these, that are the only ones to read what is before them.
 fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y: Option<ValueId>) -> Option<Tail> {
     let only = |v: ValueId| match readers.get(&v)?.as_slice() {
         [one] if !graph.outputs.contains(&v) && !gone[*one] => Some(*one),
@@ -149,8 +154,8 @@ fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y:
     let y = y?;
     let next = only(y)?;
     let node = &graph.nodes[next];
-    if node.is("Relu") {
-        return Some(Tail { nodes: vec![next], residual: None, output: node.output(0)? });
+    if let Some(ceiling) = ceiling(graph, node) {
+        return Some(Tail { nodes: vec![next], residual: None, output: node.output(0)?, ceiling });
     }
     if !node.is("Add") {
         return None;
@@ -160,9 +165,19 @@ fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y:
     let sum = node.output(0)?;
     let last = only(sum)?;
     let same = graph[residual].ty == graph[y].ty;
-    let relu = graph.nodes[last].is("Relu");
+    let ceiling = ceiling(graph, &graph.nodes[last])?;
     let output = graph.nodes[last].output(0)?;
-    (same && relu).then_some(Tail { nodes: vec![next, last], residual: Some(residual), output })
+    same.then_some(Tail { nodes: vec![next, last], residual: Some(residual), output, ceiling })
+}
+
+/// Whether a node is a Relu or a Clip from 0 on, and the greatest number that this lets through.
+fn ceiling(graph: &Graph, node: &Node) -> Option<Option<f32>> {
+    if node.is("Relu") {
+        return Some(None);
+    }
+    let bound = |i: usize| graph.constant(node.input(i)?).and_then(Tensor::uniform);
+    let high = bound(2).filter(|high| *high > 0.0)? as f32;
+    (node.is("Clip") && bound(1) == Some(0.0)).then_some(Some(high))
 }
 
 /// `bisam.LayerNorm` or `bisam.Softmax` in the place of the same, and of InstanceNormalization with the factor 1 and the summand 0,
@@ -334,7 +349,7 @@ pub fn conv(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
 /// cotangent, Ȳ·[Y > 0]; X [N,C,…], γ, β `[C]`; ONNX BatchNormalization-15, Add-14, Relu-14.
 pub fn batch_norm(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let (x, gain, bias, dy) = (c.x(0)?, c.x(1)?, c.x(2)?, c.dy()?);
-    c.attrs.ignore(&["epsilon", "relu"]);
+    c.attrs.ignore(&["epsilon", "relu", "ceiling"]);
     let mut inputs = vec![x, dy, gain, bias, c.y(1)?, c.y(2)?];
     let mut types = vec![b.ty(x), b.ty(gain), b.ty(bias)];
     if c.opt(3).is_some() {

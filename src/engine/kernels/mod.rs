@@ -129,6 +129,7 @@ const SCALARS: &[&str] = &["group", "relu", "centred", "axis"];
 struct Settings {
     ints: Vec<(&'static str, Vec<i64>)>,
     epsilon: f32,
+    ceiling: f32,
 }
 
 impl Settings {
@@ -320,7 +321,7 @@ fn of(shapes: &[Vec<usize>], i: usize) -> Result<&[usize]> {
 }
 
 fn after(s: &Settings) -> After {
-    if s.list("relu") == [1] { After::Relu } else { After::Nothing }
+    if s.list("relu") == [1] { After::Relu { ceiling: s.ceiling } } else { After::Nothing }
 }
 
 fn planes(x: &[usize]) -> Result<Planes> {
@@ -413,7 +414,9 @@ impl Operator for Op {
             (*name, if SCALARS.contains(name) { one() } else { node.get(name) }.unwrap_or_default())
         };
         let ints = self.ints.iter().map(read).collect();
-        let settings = Settings { ints, epsilon: node.get("epsilon").unwrap_or(1e-5) };
+        let float = |name: &str, otherwise: f32| node.get(name).unwrap_or(otherwise);
+        let (epsilon, ceiling) = (float("epsilon", 1e-5), float("ceiling", f32::INFINITY));
+        let settings = Settings { ints, epsilon, ceiling };
         let outputs = node.outputs()?.len();
         Ok(Box::new(Instance { op: *self, settings, outputs }))
     }
@@ -423,7 +426,7 @@ impl Operator for Op {
             let one = || c.attr::<i64>(name).map(|v| vec![v]);
             (*name, if SCALARS.contains(name) { one() } else { c.attr(name) }.unwrap_or_default())
         };
-        let settings = Settings { ints: self.ints.iter().map(read).collect(), epsilon: 0.0 };
+        let settings = Settings { ints: self.ints.iter().map(read).collect(), epsilon: 0.0, ceiling: 0.0 };
         let known = |ty: &ValueType| match ty {
             ValueType::Tensor { shape, .. } => shape.iter().map(|d| usize::try_from(*d).ok()).collect(),
             _ => None,

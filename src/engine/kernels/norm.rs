@@ -23,12 +23,24 @@ pub struct Planes {
 }
 
 /// What follows the normalization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum After {
     /// Nothing, or an addition only.
     Nothing,
-    /// Relu.
-    Relu,
+    /// Relu, or with a finite ceiling a Clip from 0 on.
+    Relu {
+        /// The greatest output.
+        ceiling: f32,
+    },
+}
+
+impl After {
+    fn ceiling(self) -> f32 {
+        match self {
+            Self::Nothing => f32::INFINITY,
+            Self::Relu { ceiling } => ceiling,
+        }
+    }
 }
 
 /// Parts the samples are divided into.
@@ -172,7 +184,7 @@ pub(super) unsafe fn put<L: Lanes>(v: L, p: *mut f32, left: usize) {
     }
 }
 
-/// y = relu?(a·(x − mean) + bias + residual?)
+/// y = min(relu, ceiling)?(a·(x − mean) + bias + residual?)
 struct Apply {
     planes: Planes,
     samples: Range<usize>,
@@ -201,8 +213,8 @@ impl Job for Apply {
                         if !self.residual.is_null() {
                             v = v.add(some::<L>(self.residual.add(at), left));
                         }
-                        if self.after == After::Relu {
-                            v = v.relu();
+                        if let After::Relu { ceiling } = self.after {
+                            v = v.relu().min(L::splat(ceiling));
                         }
                         put(v, self.y.add(at), left);
                         i += LANES;
@@ -277,26 +289,34 @@ pub fn forward(
     Ok(())
 }
 
-/// Where the gradient of the Relu is 0.
+/// Where the gradient of the Relu, or Clip, is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mask {
     /// There is none.
     None,
-    /// Where the output, computed again, is not positive.
+    /// Where the output, computed again, is not between 0 and the ceiling.
     Again,
-    /// Where the output that was kept is not positive.
+    /// Where the output that was kept is not.
     Kept,
 }
 
 /// Ȳ behind the Relu.
 #[inline(always)]
-unsafe fn masked<L: Lanes>(mask: Mask, dy: L, y: *const f32, x: L, [mean, a, bias]: [L; 3], left: usize) -> L {
+unsafe fn masked<L: Lanes>(
+    (mask, ceiling): (Mask, L),
+    dy: L,
+    y: *const f32,
+    x: L,
+    [mean, a, bias]: [L; 3],
+    left: usize,
+) -> L {
     unsafe {
-        match mask {
-            Mask::None => dy,
-            Mask::Again => dy.keep_where_positive(normalize(x, mean, a, bias)),
-            Mask::Kept => dy.keep_where_positive(some::<L>(y, left)),
-        }
+        let y = match mask {
+            Mask::None => return dy,
+            Mask::Again => normalize(x, mean, a, bias),
+            Mask::Kept => some::<L>(y, left),
+        };
+        dy.keep_where_positive(y.min(ceiling.sub(y)))
     }
 }
 
@@ -305,6 +325,7 @@ struct Sums {
     planes: Planes,
     samples: Range<usize>,
     mask: Mask,
+    ceiling: f32,
     x: *const f32,
     dy: *const f32,
     y: *const f32,
@@ -316,6 +337,8 @@ impl Job for Sums {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         let Planes { c, plane, .. } = self.planes;
+        // SAFETY: the level is this job's.
+        let ceiling = unsafe { L::splat(self.ceiling) };
         for sample in self.samples.clone() {
             for channel in 0..c {
                 // SAFETY: within the tensors; `out` has a pair for every channel.
@@ -329,7 +352,7 @@ impl Job for Sums {
                             let x = some::<L>(self.x.add(at), left);
                             // What lies behind the end counts 0.
                             let dy = some::<L>(self.dy.add(at), left);
-                            let dy = masked(self.mask, dy, self.y.add(at), x, known, left);
+                            let dy = masked((self.mask, ceiling), dy, self.y.add(at), x, known, left);
                             sums[$u] = sums[$u].add(dy);
                             moments[$u] = dy.mul_add(x.sub(known[0]), moments[$u]);
                             i += LANES;
@@ -355,6 +378,7 @@ struct Spread {
     planes: Planes,
     samples: Range<usize>,
     mask: Mask,
+    ceiling: f32,
     x: *const f32,
     dy: *const f32,
     y: *const f32,
@@ -369,6 +393,8 @@ impl Job for Spread {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         let Planes { c, plane, .. } = self.planes;
+        // SAFETY: the level is this job's.
+        let ceiling = unsafe { L::splat(self.ceiling) };
         for sample in self.samples.clone() {
             for channel in 0..c {
                 // SAFETY: within the tensors.
@@ -381,7 +407,7 @@ impl Job for Spread {
                     while i < plane {
                         let (at, left) = (start + i, plane - i);
                         let x = some::<L>(self.x.add(at), left);
-                        let dy = masked(self.mask, some::<L>(self.dy.add(at), left), self.y.add(at), x, known, left);
+                        let dy = masked((self.mask, ceiling), some::<L>(self.dy.add(at), left), self.y.add(at), x, known, left);
                         if !self.residual.is_null() {
                             put(dy, self.residual.add(at), left);
                         }
@@ -435,10 +461,10 @@ pub fn gradient(
     planes.check(&[residual.as_ref().map_or(x.len(), |r| r.len())], &[])?;
     let mask = match (after, y) {
         (After::Nothing, _) => Mask::None,
-        (After::Relu, None) => Mask::Again,
-        (After::Relu, Some(_)) => Mask::Kept,
+        (After::Relu { .. }, None) => Mask::Again,
+        (After::Relu { .. }, Some(_)) => Mask::Kept,
     };
-    let (parts, c) = (planes.parts(), planes.c);
+    let (parts, c, ceiling) = (planes.parts(), planes.c, after.ceiling());
     let coefficients = coefficients(mean, variance, gain, bias, epsilon);
     let mut sums = vec![0.0; parts * 2 * c];
     let (px, pdy, py) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(y.map_or(x.as_ptr(), <[f32]>::as_ptr)));
@@ -449,7 +475,7 @@ pub fn gradient(
         unsafe {
             let (x, dy, y, coefficients) = (px.get(), pdy.get(), py.get(), pc.get());
             let out = ps.get().add(i * 2 * c);
-            run(level, &Sums { planes, samples, mask, x, dy, y, coefficients, out });
+            run(level, &Sums { planes, samples, mask, ceiling, x, dy, y, coefficients, out });
         }
     });
     let n = (planes.n * planes.plane) as f64;
@@ -471,7 +497,7 @@ pub fn gradient(
         unsafe {
             let (x, dy, y, coefficients) = (px.get(), pdy.get(), py.get(), pc.get());
             let (slopes, dx, residual) = (pk.get(), pdx.get(), pr.get());
-            run(level, &Spread { planes, samples, mask, x, dy, y, coefficients, slopes, dx, residual });
+            run(level, &Spread { planes, samples, mask, ceiling, x, dy, y, coefficients, slopes, dx, residual });
         }
     });
     Ok(())
@@ -504,8 +530,12 @@ mod tests {
             let hat = |i: usize| (f64::from(x[i]) - mean[k]) * rstd;
             for i in at(k) {
                 let v = f64::from(gain[k]) * hat(i) + f64::from(bias[k]) + residual.map_or(0.0, |r| f64::from(r[i]));
-                y[i] = if after == After::Relu { v.max(0.0) } else { v };
-                masked[i] = if after == After::Relu && v <= 0.0 { 0.0 } else { f64::from(dy[i]) };
+                let (low, high) = match after {
+                    After::Nothing => (f64::NEG_INFINITY, f64::INFINITY),
+                    After::Relu { ceiling } => (0.0, f64::from(ceiling)),
+                };
+                y[i] = v.clamp(low, high);
+                masked[i] = if low < v && v < high { f64::from(dy[i]) } else { 0.0 };
             }
             dbias[k] = at(k).map(|i| masked[i]).sum();
             dgain[k] = at(k).map(|i| masked[i] * hat(i)).sum();
@@ -550,7 +580,7 @@ mod tests {
     #[test]
     fn normalizations_agree_with_the_definition() {
         for (n, c, plane) in [(4, 3, 64), (20, 5, 9), (1, 2, 257), (33, 1, 16), (2, 4, 50), (3, 2, 1)] {
-            for after in [After::Nothing, After::Relu] {
+            for after in [After::Nothing, After::Relu { ceiling: f32::INFINITY }, After::Relu { ceiling: 0.4 }] {
                 for added in [false, true] {
                     agrees(Planes { n, c, plane }, after, added);
                 }
