@@ -6,6 +6,7 @@
 //! table or the rule does not know.
 
 mod activation;
+mod again;
 mod attention;
 mod conv;
 mod elementwise;
@@ -36,6 +37,7 @@ use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, Graph, Source, Value, ValueId};
 use std::collections::{HashMap, HashSet};
+use again::Again;
 use table::Entry;
 
 /// Appends the gradient of `Σ ⟨cotangent, output⟩` with respect to each of `wrt`.
@@ -46,9 +48,32 @@ use table::Entry;
 /// # Errors
 /// Names the first node on a path from `wrt` to an output that has no rule, or that the rule refuses.
 pub fn differentiate(graph: &mut Graph, seeds: &[(ValueId, ValueId)], wrt: &[ValueId]) -> Result<Vec<Option<ValueId>>> {
+    differentiate_keeping(Keep::All, graph, seeds, wrt)
+}
+
+/// What the forward pass keeps for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Whatever rules read.
+    All,
+    /// Not the outputs of normalizations and activations of domain `bisam`, which are computed again.
+    Least,
+}
+
+/// As [`differentiate`].
+///
+/// # Errors
+/// As [`differentiate`].
+pub fn differentiate_keeping(
+    keep: Keep,
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+) -> Result<Vec<Option<ValueId>>> {
     graph.check_typed()?;
     let forward = graph.nodes.len();
     let needed = graph.downstream(wrt.iter().copied(), Value::carries_gradient);
+    let mut again = (keep == Keep::Least).then(|| Again::new(graph, &needed));
     let mut cotangents: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
     for (output, seed) in seeds {
         cotangents.entry(*output).or_default().push(*seed);
@@ -71,9 +96,13 @@ pub fn differentiate(graph: &mut Graph, seeds: &[(ValueId, ValueId)], wrt: &[Val
         for output in &node.outputs {
             dy.push(output.and_then(|v| total(&mut builder, &mut cotangents, v).transpose()).transpose()?);
         }
-        builder.scope(&format!("grad/{}", node.name));
         let wants: Vec<bool> = node.inputs.iter().map(|v| v.is_some_and(|v| needed.contains(&v))).collect();
-        let call = Call::new(&node, dy, wants);
+        let read = match (&mut again, dy.iter().flatten().next()) {
+            (Some(again), Some(after)) => again.reading(&mut builder, &node, *after),
+            _ => node.clone(),
+        };
+        builder.scope(&format!("grad/{}", node.name));
+        let call = Call::new(&read, dy, wants);
         let result = rule(&mut builder, &call).and_then(|dx| call.finish().map(|()| dx)).map_err(|e| node.blame(e))?;
         for (slot, dx) in result.into_iter().enumerate() {
             let (Some(dx), Some(x)) = (dx, node.input(slot)) else { continue };

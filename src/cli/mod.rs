@@ -307,6 +307,10 @@ pub struct StepArgs {
     /// the CPU, plain elsewhere)
     #[arg(long)]
     kernels: Option<Kernels>,
+    /// Compute the outputs of normalizations and activations again in the backward pass instead of keeping them: less memory,
+    /// a little slower, the same numbers
+    #[arg(long)]
+    recompute: bool,
 }
 
 impl StepArgs {
@@ -316,8 +320,8 @@ impl StepArgs {
     /// A name that is not known, or kernels that the device does not have.
     fn apply(&self, options: &mut StepOptions, device: Device) -> Result<()> {
         if let Some(name) = &self.optimizer {
-            let StepOptions { label_smoothing, kernels, .. } = *options;
-            *options = StepOptions { label_smoothing, kernels, ..name.parse::<Preset>()?.options() };
+            let StepOptions { label_smoothing, kernels, recompute, .. } = *options;
+            *options = StepOptions { label_smoothing, kernels, recompute, ..name.parse::<Preset>()?.options() };
         }
         options.kernels = self.kernels.unwrap_or(options.kernels);
         if device != Device::Cpu {
@@ -357,6 +361,7 @@ impl StepArgs {
         options.top_k = self.top_k.or(options.top_k);
         options.period = self.period.unwrap_or(options.period);
         options.nesterov |= self.nesterov;
+        options.recompute |= self.recompute;
         if self.clip_norm.is_some() {
             options.clip_norm = self.clip_norm;
         }

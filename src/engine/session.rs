@@ -5,7 +5,7 @@ use super::profile::{self, Destination, NodeTime};
 use super::value::{Value, check};
 use super::{Binding, ort_error};
 use crate::error::{Error, Result};
-use crate::ir::{DType, Graph, Tensor, Type};
+use crate::ir::{DType, Graph, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
 use crate::trace::{Evaluator, encode};
 use ort::AsPointer;
@@ -14,7 +14,9 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 use ort::sys::ONNXTensorElementDataType;
 use ort::value::{Outlet, ValueType};
+use onnx_protobuf::NodeProto;
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
@@ -93,8 +95,11 @@ impl Engine {
     /// # Errors
     /// Whatever ONNX Runtime says about the graph or the device.
     pub fn compile(&self, graph: &Graph) -> Result<Session> {
-        let model = encode(&emit(graph, Weights::Inputs))?;
-        self.compile_model(&model)
+        let mut model = emit(graph, Weights::Inputs);
+        if let Some(proto) = model.graph.as_mut() {
+            order_leaves(graph, &mut proto.node);
+        }
+        self.compile_model(&encode(&model)?)
     }
 
     /// Compiles a complete model.
@@ -105,6 +110,19 @@ impl Engine {
         let profile = self.profiled.then(Destination::new).transpose()?;
         Session::new(self.runtime, model, self.device, GraphOptimizationLevel::All, profile)
     }
+}
+
+/// Puts nodes that nothing reads behind all others, the first of them last; `nodes` are the graph's.
+///
+/// ONNX Runtime does not run nodes as they lie in a file. It takes the nodes that nothing reads, from the last to the first, and runs
+/// what each needs before it. In the order of the file the gradient of the first layer's weight, made last, would come first, and all
+/// other weights' after it, with everything they read kept until then.
+fn order_leaves(graph: &Graph, nodes: &mut Vec<NodeProto>) {
+    let read: HashSet<ValueId> = graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).copied().collect();
+    let leaf = |i: usize| !graph.nodes[i].outputs.iter().flatten().any(|v| read.contains(v));
+    let (leaves, mut inner): (Vec<_>, Vec<_>) = nodes.drain(..).enumerate().partition(|(i, _)| leaf(*i));
+    inner.extend(leaves.into_iter().rev());
+    nodes.extend(inner.into_iter().map(|(_, n)| n));
 }
 
 impl Evaluator for Engine {

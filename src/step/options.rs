@@ -118,6 +118,8 @@ pub struct StepOptions {
     pub clip_norm: Option<f32>,
     /// What the `grad` stage is made of.
     pub kernels: Kernels,
+    /// Whether the outputs of normalizations and activations are computed again in the backward pass, not kept; fused kernels only.
+    pub recompute: bool,
 }
 
 /// Training samples of CIFAR.
@@ -156,6 +158,7 @@ impl Default for StepOptions {
             label_smoothing: 0.1,
             clip_norm: None,
             kernels: Kernels::default(),
+            recompute: false,
         }
     }
 }
@@ -351,6 +354,10 @@ impl StepOptions {
                 "gsam-alpha or period with micro-batch, top-k or sds-gamma",
                 "they compare the gradients of both passes, which must be of the same samples",
             );
+        }
+        if self.recompute && self.kernels == Kernels::Plain {
+            return Err(Error::new("recompute needs the fused kernels, which run on the CPU only")
+                .hint("leave it out, or --kernels plain; --micro-batch saves memory, too"));
         }
         if self.nesterov && self.momentum == 0.0 {
             return Err(Error::new("nesterov without momentum has no meaning").hint("set --momentum above 0"));

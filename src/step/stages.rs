@@ -6,7 +6,7 @@ use super::options::{Ascent, Kernels, StepOptions};
 use super::prepare::{OwnLoss, Prepared};
 use super::{loss, names};
 use crate::adapt::{BatchNorm, Mode, set_mode};
-use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
+use crate::autodiff::{Keep, differentiate, differentiate_keeping, fuse, lower, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Graph, Source, Tensor, Type, ValueId};
@@ -123,13 +123,13 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     output(&mut graph, names::CORRECT, correct);
     let forward = (options.swp_beta < 1.0).then(|| graph.clone());
     let wrt = graph.params();
-    let (params, stats) = finish(&mut graph, &seeds, &wrt, &norms)?;
+    let (params, stats) = finish(&mut graph, &seeds, &wrt, &norms, options)?;
     let subset = |(chosen, mut graph): (Vec<bool>, Graph)| -> Result<Subset> {
         let place = |v: &ValueId| params.iter().position(|p| p.name == graph[*v].name);
         let of: Vec<ValueId> = wrt.iter().copied().filter(|v| place(v).is_some_and(|i| chosen[i])).collect();
         let unreached: Vec<ValueId> = wrt.iter().copied().filter(|v| place(v).is_none()).collect();
         unreached.into_iter().for_each(|v| freeze_value(&mut graph, v));
-        finish(&mut graph, &seeds, &of, &norms)?;
+        finish(&mut graph, &seeds, &of, &norms, options)?;
         Ok(Subset { grad: graph, chosen })
     };
     let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
@@ -146,8 +146,10 @@ fn finish(
     seeds: &[(ValueId, ValueId)],
     wrt: &[ValueId],
     norms: &[BatchNorm],
+    options: &StepOptions,
 ) -> Result<(Vec<Slot>, Vec<StatSlot>)> {
-    let gradients = differentiate(graph, seeds, wrt)?;
+    let keep = if options.recompute { Keep::Least } else { Keep::All };
+    let gradients = differentiate_keeping(keep, graph, seeds, wrt)?;
     let mut params = Vec::new();
     for (v, gradient) in wrt.iter().zip(gradients) {
         let name = graph[*v].name.clone();

@@ -16,6 +16,10 @@
 //! | `SoftmaxGrad` | Y, Ȳ | X̄ |
 //! | `Silu`, `Gelu` | X | Y |
 //! | `SiluGrad`, `GeluGrad` | X, Ȳ | X̄ |
+//! | `BatchNormAgain` | a cotangent, X, γ, β, μ, v | Y |
+//! | `LayerNormAgain`, `SiluAgain`, `GeluAgain` | a cotangent, and as without `Again` | Y |
+//!
+//! The cotangent decides only when an `Again` runs ([`again`](crate::autodiff)).
 
 mod conv;
 mod depthwise;
@@ -166,7 +170,7 @@ struct Input<'a> {
     data: &'a [f32],
 }
 
-const OPS: [Op; 13] = [
+const OPS: [Op; 17] = [
     Op {
         name: "Conv",
         inputs: (3, 1),
@@ -240,15 +244,32 @@ const OPS: [Op; 13] = [
         },
     },
     Op {
+        name: "BatchNormAgain",
+        inputs: (6, 0),
+        outputs: (1, 0),
+        ints: &["relu"],
+        shapes: |_, x| same(x, 1),
+        compute: |s, x, _, y, pool| {
+            let (gains, moments) = ([x[2].data, x[3].data], [x[4].data, x[5].data]);
+            let planes = planes(&x[1].shape)?;
+            norm::apply(planes, x[1].data, gains, moments, None, s.epsilon, after(s), y[0], level(), pool)
+        },
+    },
+    Op {
         name: "LayerNorm",
         inputs: (3, 2),
         outputs: (1, 0),
         ints: &["centred", "axis"],
-        shapes: same,
-        compute: |s, x, _, y, pool| {
-            let vectors = [x.get(1), x.get(2)].map(|v| v.map(|v| v.data));
-            rows::normalize(rows(&x[0], axis(s)), x[0].data, vectors, scale(s), y[0], level(), pool)
-        },
+        shapes: |_, x| same(x, 0),
+        compute: |s, x, _, y, pool| layer_norm(s, x, y[0], pool),
+    },
+    Op {
+        name: "LayerNormAgain",
+        inputs: (4, 2),
+        outputs: (1, 0),
+        ints: &["centred", "axis"],
+        shapes: |_, x| same(x, 1),
+        compute: |s, x, _, y, pool| layer_norm(s, &x[1..], y[0], pool),
     },
     Op {
         name: "LayerNormGrad",
@@ -273,10 +294,12 @@ const OPS: [Op; 13] = [
         rows::softmax_gradient(last(&x[0]), x[0].data, x[1].data, y[0], level(), pool)
     }),
     shaped("Silu", 1, |_, x, _, y, pool| pointwise::forward(Activation::Silu, x[0].data, y[0], level(), pool)),
+    again("SiluAgain", |_, x, _, y, pool| pointwise::forward(Activation::Silu, x[1].data, y[0], level(), pool)),
     shaped("SiluGrad", 2, |_, x, _, y, pool| {
         pointwise::gradient(Activation::Silu, x[0].data, x[1].data, y[0], level(), pool)
     }),
     shaped("Gelu", 1, |_, x, _, y, pool| pointwise::forward(Activation::Gelu, x[0].data, y[0], level(), pool)),
+    again("GeluAgain", |_, x, _, y, pool| pointwise::forward(Activation::Gelu, x[1].data, y[0], level(), pool)),
     shaped("GeluGrad", 2, |_, x, _, y, pool| {
         pointwise::gradient(Activation::Gelu, x[0].data, x[1].data, y[0], level(), pool)
     }),
@@ -284,12 +307,22 @@ const OPS: [Op; 13] = [
 
 /// An operator without attributes whose inputs and one output have one shape.
 const fn shaped(name: &'static str, inputs: usize, compute: Compute) -> Op {
-    Op { name, inputs: (inputs, 0), outputs: (1, 0), ints: &[], shapes: same, compute }
+    Op { name, inputs: (inputs, 0), outputs: (1, 0), ints: &[], shapes: |_, x| same(x, 0), compute }
 }
 
-/// One output of the first input's shape.
-fn same(_: &Settings, x: &[Vec<usize>]) -> Result<Vec<Vec<usize>>> {
-    Ok(vec![of(x, 0)?.to_vec()])
+/// An operator without attributes that computes an output of the second input's shape again.
+const fn again(name: &'static str, compute: Compute) -> Op {
+    Op { name, inputs: (2, 0), outputs: (1, 0), ints: &[], shapes: |_, x| same(x, 1), compute }
+}
+
+/// One output of the shape of input `i`.
+fn same(x: &[Vec<usize>], i: usize) -> Result<Vec<Vec<usize>>> {
+    Ok(vec![of(x, i)?.to_vec()])
+}
+
+fn layer_norm(s: &Settings, x: &[Input<'_>], y: &mut [f32], pool: &dyn Pool) -> Result<()> {
+    let vectors = [x.get(1), x.get(2)].map(|v| v.map(|v| v.data));
+    rows::normalize(rows(&x[0], axis(s)), x[0].data, vectors, scale(s), y, level(), pool)
 }
 
 /// Rows over the axes from `axis` on.

@@ -275,12 +275,31 @@ pub fn forward(
         mean[channel] = all[0] as f32;
         variance[channel] = (all[1] / seen) as f32;
     }
+    apply(planes, x, [gain, bias], [mean, variance], residual, epsilon, after, y, level, pool)
+}
+
+/// Y of [`forward`] for a mean and variance that are known.
+#[allow(clippy::too_many_arguments)]
+pub fn apply(
+    planes: Planes,
+    x: &[f32],
+    [gain, bias]: [&[f32]; 2],
+    [mean, variance]: [&[f32]; 2],
+    residual: Option<&[f32]>,
+    epsilon: f32,
+    after: After,
+    y: &mut [f32],
+    level: Level,
+    pool: &dyn Pool,
+) -> Result<()> {
+    let other = residual.map_or(x.len(), <[f32]>::len);
+    planes.check(&[x.len(), y.len(), other], &[gain.len(), bias.len(), mean.len(), variance.len()])?;
     let coefficients = coefficients(mean, variance, gain, bias, epsilon);
-    let (pc, py) = (Raw(coefficients.as_ptr()), Raw(y.as_mut_ptr()));
+    let (px, pc, py) = (Raw(x.as_ptr()), Raw(coefficients.as_ptr()), Raw(y.as_mut_ptr()));
     let pr = Raw(residual.map_or(std::ptr::null(), <[f32]>::as_ptr));
-    pool.run(parts, &|i| {
+    pool.run(planes.parts(), &|i| {
         let samples = planes.part(i);
-        // SAFETY: as above; every part has samples of its own.
+        // SAFETY: the level is one this processor has; the lengths are checked; every part has samples of its own.
         unsafe {
             let (x, residual, y, coefficients) = (px.get(), pr.get(), py.get(), pc.get());
             run(level, &Apply { planes, samples, after, x, residual, y, coefficients });
