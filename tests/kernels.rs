@@ -5,6 +5,7 @@ use bisam::adapt::untie;
 use bisam::engine::Program;
 use bisam::ir::Tensor;
 use bisam::onnx::import;
+use bisam::step::cost::cost;
 use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
 use bisam::trace::Sizes;
 
@@ -45,6 +46,39 @@ fn fused_kernels_agree_with_plain_operators() {
             assert!(error < 1e-5, "{name}: a statistic differs by {error:.1e}");
         }
     }
+}
+
+/// With `recompute` a step gives the same bits, and keeps less from the forward pass.
+#[test]
+fn what_is_computed_again_is_the_same() {
+    for (name, least) in [("resnet20", 0.75), ("mobilenet", 0.9), ("densenet", 0.75), ("vit", 0.9), ("bert", 0.9)] {
+        let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
+        let mut graph = model.graph.clone();
+        untie(&mut graph, &model);
+        let engine = engine();
+        let prepared = prepare(&graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
+        let run = |recompute: bool| {
+            let options = StepOptions { recompute, ..Preset::Bisam.options() };
+            let stages = build(&prepared, &options).expect("builds");
+            let mut program = Program::new(&engine, &stages, &options).expect("compiles");
+            let inputs: Vec<_> = stages.inputs.iter().map(|(_, ty)| wave(ty)).collect();
+            let bytes: Vec<&[u8]> = inputs.iter().map(|t| t.bytes()).collect();
+            let labels = [0, 1, 2, 3].map(|i| i % stages.classes as i64);
+            let losses = [(); 2].map(|()| program.step(&bytes, &labels, 0.01, 0.05).expect("steps"));
+            (losses, program.state().expect("state"), cost(&prepared.graph, 4, Some(&stages)).activation_bytes)
+        };
+        let (kept, again) = (run(false), run(true));
+        assert!(kept.0 == again.0 && kept.1 == again.1, "{name} differs");
+        let [kept, again] = [kept.2, again.2].map(|bytes| bytes.expect("is known") as f64);
+        assert!(again < least * kept, "{name} keeps {again} bytes instead of {kept}");
+    }
+}
+
+#[test]
+fn recompute_needs_the_kernels() {
+    let options = StepOptions { recompute: true, kernels: Kernels::Plain, ..Preset::Sgd.options() };
+    let error = options.validate().expect_err("plain operators");
+    assert!(error.to_string().contains("fused kernels"), "{error}");
 }
 
 /// An input that is not the same anywhere; of tokens and masks, ones and zeros.

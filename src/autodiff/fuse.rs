@@ -13,7 +13,7 @@ use std::collections::HashMap;
 pub const DOMAIN: &str = "bisam";
 
 /// Elements of a plane below which the kernel of BatchNormalization does not pay.
-const SMALL_PLANE: usize = 8;
+const SMALL_PLANE: usize = 2;
 
 fn list(values: &[usize]) -> Attr {
     Attr::Ints(values.iter().map(|v| *v as i64).collect())

@@ -225,15 +225,12 @@ fn start(path: PathBuf, version: String, threads: Option<usize>, skipped: Vec<Er
 }
 
 /// One arena for the host tensors of all sessions: they run one after the other, and each would keep its own peak.
-///
-/// It grows by what is asked for. Growing by powers of two, the default, leaves holes that tensors of many sizes do not fill:
-/// DenseNet-121 took 3.59 GB instead of 3.14.
 fn share_arena(environment: &Environment) -> Result<()> {
     let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
     let info = info.map_err(ort_error)?;
-    let (same_as_requested, default, mut config) = (1, -1, std::ptr::null_mut());
-    // SAFETY: the out-parameter is valid; 0 is no limit, and the last two are the runtime's own choices.
-    super::value::check(unsafe { (ort::api().CreateArenaCfg)(0, same_as_requested, default, default, &mut config) })?;
+    let (default, mut config) = (-1, std::ptr::null_mut());
+    // SAFETY: the out-parameter is valid; 0 is no limit, and the others are the runtime's own choices.
+    super::value::check(unsafe { (ort::api().CreateArenaCfg)(0, default, default, default, &mut config) })?;
     // SAFETY: the pointers are valid through the call, which copies what it needs.
     let made = unsafe {
         (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), config.cast_const())

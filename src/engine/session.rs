@@ -377,6 +377,8 @@ pub(super) fn c_name(name: &str) -> Result<CString> {
 mod tests {
     use super::super::tests::{engine, sum_model};
     use super::*;
+    use crate::builder::Builder;
+    use crate::ir::{Declared, Source};
 
     #[test]
     fn devices_are_read_as_written() -> Result<()> {
@@ -427,6 +429,32 @@ mod tests {
         let error = Engine::new(None, None, Device::Cuda(0)).expect_err("a library without CUDA");
         assert!(error.to_string().contains("built without CUDA"), "{error}");
         assert!(error.hint_text().is_some_and(|hint| hint.contains("onnxruntime-gpu")));
+    }
+
+    /// What a node leaves for a leaf is not kept longer than the leaf needs it.
+    #[test]
+    fn nodes_run_in_the_order_of_the_graph() -> Result<()> {
+        let mut graph = Graph::default();
+        graph.name.push_str("chain");
+        graph.opsets.insert(String::new(), 18);
+        let ty = Type::new(DType::F32, &[4]);
+        let mut x = graph.add_value("x", Some(ty.clone()), Source::Input(Declared { dtype: None, dims: None }));
+        graph.inputs.push(x);
+        for i in 0..4 {
+            let mut b = Builder::new(&mut graph, &format!("step{i}"));
+            let leaf = b.unary("Sin", x);
+            x = b.unary("Tanh", x);
+            graph.outputs.push(leaf);
+        }
+        graph.outputs.push(x);
+        let mut session = Engine { profiled: true, ..engine() }.compile(&graph)?;
+        session.run(&[("x", &Tensor::full(DType::F32, &[4], 0.5))])?;
+        let ran: Vec<String> = session.profile()?.into_iter().map(|n| n.name).collect();
+        // The last Tanh is a leaf, too.
+        let nodes: Vec<&str> = graph.nodes.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(ran, nodes);
+        assert!(session.profile()?.is_empty());
+        Ok(())
     }
 
     #[test]
