@@ -36,8 +36,8 @@ pub use rule::{Call, Cotangents, Rule};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, Graph, Source, Value, ValueId};
-use std::collections::{HashMap, HashSet};
 use again::Again;
+use std::collections::{HashMap, HashSet};
 use table::Entry;
 
 /// Appends the gradient of `Σ ⟨cotangent, output⟩` with respect to each of `wrt`.

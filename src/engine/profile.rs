@@ -113,7 +113,8 @@ mod tests {
     #[test]
     fn a_profile_is_summed_by_operator() {
         let node = |name: &str, op: &str, dur: u64| {
-            let args = json!({"op_name": op, "provider": "CPUExecutionProvider", "input_type_shape": [{"float": [2, 3]}]});
+            let args =
+                json!({"op_name": op, "provider": "CPUExecutionProvider", "input_type_shape": [{"float": [2, 3]}]});
             json!({"cat": "Node", "name": format!("{name}_kernel_time"), "dur": dur, "args": args})
         };
         let mut events = vec![json!({"cat": "Session", "name": "model_run", "dur": 99})];

@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
 use crate::trace::{Evaluator, encode};
+use onnx_protobuf::NodeProto;
 use ort::AsPointer;
 use ort::ep::{CPU, CUDA};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 use ort::sys::ONNXTensorElementDataType;
 use ort::value::{Outlet, ValueType};
-use onnx_protobuf::NodeProto;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -438,7 +438,8 @@ mod tests {
         graph.name.push_str("chain");
         graph.opsets.insert(String::new(), 18);
         let ty = Type::new(DType::F32, &[4]);
-        let mut x = graph.add_value("x", Some(ty.clone()), Source::Input(Declared { dtype: None, dims: None }));
+        let declared = Declared { dtype: DType::F32, dims: None };
+        let mut x = graph.add_value("x", Some(ty.clone()), Source::Input(declared));
         graph.inputs.push(x);
         for i in 0..4 {
             let mut b = Builder::new(&mut graph, &format!("step{i}"));

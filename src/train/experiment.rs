@@ -268,7 +268,11 @@ impl Results {
     /// What the cells show.
     pub fn caption(&self) -> String {
         let what = self.measure.caption(&self.cells);
-        if self.seeds == 1 { format!("{what}, one seed.") } else { format!("{what}, mean ± standard deviation of {} seeds.", self.seeds) }
+        if self.seeds == 1 {
+            format!("{what}, one seed.")
+        } else {
+            format!("{what}, mean ± standard deviation of {} seeds.", self.seeds)
+        }
     }
 
     /// The table in Markdown.

@@ -426,7 +426,14 @@ impl Job for Spread {
                     while i < plane {
                         let (at, left) = (start + i, plane - i);
                         let x = some::<L>(self.x.add(at), left);
-                        let dy = masked((self.mask, ceiling), some::<L>(self.dy.add(at), left), self.y.add(at), x, known, left);
+                        let dy = masked(
+                            (self.mask, ceiling),
+                            some::<L>(self.dy.add(at), left),
+                            self.y.add(at),
+                            x,
+                            known,
+                            left,
+                        );
                         if !self.residual.is_null() {
                             put(dy, self.residual.add(at), left);
                         }
