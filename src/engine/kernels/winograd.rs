@@ -248,16 +248,16 @@ unsafe fn output_tiles<L: Lanes>(
         let bias = L::splat(bias);
         let mut t = 0;
         while t < part.rows * wide {
-            let mut sums = [[bias; 4]; 2];
-            for c in 0..4 {
+            let mut sums = [[bias; 2]; 4];
+            for (c, sum) in sums.iter_mut().enumerate() {
                 let from = from.add(c * apart + t);
                 let (m0, m1) = (L::load(from), L::load(from.add(4 * apart)));
                 let (m2, m3) = (L::load(from.add(8 * apart)), L::load(from.add(12 * apart)));
-                sums[0][c] = m0.add(m1).add(m2);
-                sums[1][c] = m1.sub(m2).sub(m3);
+                *sum = [m0.add(m1).add(m2), m1.sub(m2).sub(m3)];
             }
-            for (a, s) in sums.iter().enumerate() {
-                let (y0, y1) = (s[0].add(s[1]).add(s[2]), s[1].sub(s[2]).sub(s[3]));
+            let [s0, s1, s2, s3] = sums;
+            for a in 0..2 {
+                let (y0, y1) = (s0[a].add(s1[a]).add(s2[a]), s1[a].sub(s2[a]).sub(s3[a]));
                 let (low, high) = y0.add(bias).zip(y1.add(bias));
                 let to = scratch.add(a * stream + 2 * t);
                 low.store(to);
@@ -597,19 +597,20 @@ impl Job for Gather {
             // SAFETY: sums are whole vectors of channels.
             unsafe {
                 let half = L::splat(0.5);
-                let mut tall = [[half; 4]; 3];
-                for x in 0..4 {
+                let mut wide = [[half; 3]; 4];
+                for (x, sums) in wide.iter_mut().enumerate() {
                     let (s0, s1) = (self.at::<L>(x, first), self.at::<L>(4 + x, first));
                     let (s2, s3) = (self.at::<L>(8 + x, first), self.at::<L>(12 + x, first));
                     let (sum, difference) = (s1.add(s2).mul(half), s1.sub(s2).mul(half));
-                    (tall[0][x], tall[1][x], tall[2][x]) = (s0.add(sum), difference, sum.add(s3));
+                    *sums = [s0.add(sum), difference, sum.add(s3)];
                 }
                 let mut lanes = [[0.0; LANES]; 9];
-                for (y, [t0, t1, t2, t3]) in tall.iter().enumerate() {
-                    let (sum, difference) = (t1.add(*t2).mul(half), t1.sub(*t2).mul(half));
-                    t0.add(sum).store(lanes[3 * y].as_mut_ptr());
+                let [t0, t1, t2, t3] = wide;
+                for y in 0..3 {
+                    let (sum, difference) = (t1[y].add(t2[y]).mul(half), t1[y].sub(t2[y]).mul(half));
+                    t0[y].add(sum).store(lanes[3 * y].as_mut_ptr());
                     difference.store(lanes[3 * y + 1].as_mut_ptr());
-                    sum.add(*t3).store(lanes[3 * y + 2].as_mut_ptr());
+                    sum.add(t3[y]).store(lanes[3 * y + 2].as_mut_ptr());
                 }
                 for c in 0..LANES.min(self.channels - first) {
                     for (t, lanes) in lanes.iter().enumerate() {
