@@ -15,8 +15,10 @@ use super::dots::{DY_ROWS, Dots, dots_panels};
 use super::outer;
 use super::product::{PANELS, Product, held};
 use super::simd::{LANES, Level, run};
+use super::tiles::Grid;
 use super::unfold::Frame;
-use super::winograd::{self, Grid, Kernels};
+use super::winograd::{self, Kernels};
+use super::winograd_sums;
 use super::{Buffer, Buffers, Pool, Raw};
 use crate::error::{Error, Result};
 
@@ -496,7 +498,7 @@ pub fn weight_gradient(
         let grid = Grid { n: g.n, source: g.input, target: g.output, begin: g.begin.map(|b| b as isize) };
         let (x, dy) = (Raw(x.as_ptr()), Raw(dy.as_ptr()));
         let [x, dy] = [Side { data: x, channels: g.c }, Side { data: dy, channels: g.m }];
-        winograd::weight_gradient(&grid, g.groups, &x, &dy, dw, level, pool);
+        winograd_sums::weight_gradient(&grid, g.groups, &x, &dy, dw, level, pool);
         return Ok(());
     }
     let forward = forward_pass(g);

@@ -31,8 +31,10 @@ mod pointwise;
 mod product;
 mod rows;
 mod simd;
+mod tiles;
 mod unfold;
 mod winograd;
+mod winograd_sums;
 
 use super::ort_error;
 use crate::autodiff::DOMAIN;
