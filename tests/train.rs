@@ -8,6 +8,7 @@ use bisam::onnx::import;
 use bisam::step::Preset;
 use bisam::train::{Recipe, train};
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 fn recipe() -> Recipe {
@@ -53,6 +54,25 @@ fn a_resumed_run_ends_bit_identical() {
     assert_eq!(lines("whole"), lines("parts"));
     let verdict = verify(&engine(), &folder.path().join("whole/model.onnx"), None, 4, 1e-4).expect("both run it");
     assert!(verdict.agrees, "{verdict:?}");
+}
+
+/// How a kernel divides its work depends on shapes alone.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = |threads: &str| {
+        let out = folder.path().join(threads);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+        command.args(["train", "models/resnet8_28.onnx", "--data", "idx:datasets/fashion-mnist-small", "--steps", "3"]);
+        command.args(["--optimizer", "bisam", "--batch-size", "96", "--threads", threads, "-q", "-o"]).arg(&out);
+        let done = command.current_dir(repo("")).output().expect("starts");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        std::fs::read(out.join("last.onnx")).expect("written")
+    };
+    let one = model("1");
+    for threads in ["2", "5"] {
+        assert!(model(threads) == one, "{threads} threads give another model than one");
+    }
 }
 
 #[test]
