@@ -84,8 +84,8 @@ struct Tail {
     nodes: Vec<usize>,
     residual: Option<ValueId>,
     output: ValueId,
-    /// The greatest output, for a Clip instead of a Relu.
-    ceiling: Option<f32>,
+    /// The greatest output: that of a Clip, or infinity.
+    ceiling: f32,
 }
 
 fn fuse_batch_norm(graph: &mut Graph) {
@@ -100,9 +100,7 @@ fn fuse_batch_norm(graph: &mut Graph) {
         let mut place = i;
         if let Some(tail) = tail {
             fused.attrs.insert("relu".into(), Attr::Int(1));
-            if let Some(ceiling) = tail.ceiling {
-                fused.attrs.insert("ceiling".into(), Attr::Float(ceiling));
-            }
+            fused.attrs.insert("ceiling".into(), Attr::Float(tail.ceiling));
             fused.inputs.extend(tail.residual.map(Some));
             fused.outputs[0] = Some(tail.output);
             for n in &tail.nodes {
@@ -170,14 +168,14 @@ fn tail(graph: &Graph, readers: &HashMap<ValueId, Vec<usize>>, gone: &[bool], y:
     same.then_some(Tail { nodes: vec![next, last], residual: Some(residual), output, ceiling })
 }
 
-/// Whether a node is a Relu or a Clip from 0 on, and the greatest number that this lets through.
-fn ceiling(graph: &Graph, node: &Node) -> Option<Option<f32>> {
+/// The greatest number that a Relu, or a Clip from 0 on, lets through; none for any other node.
+fn ceiling(graph: &Graph, node: &Node) -> Option<f32> {
     if node.is("Relu") {
-        return Some(None);
+        return Some(f32::INFINITY);
     }
     let bound = |i: usize| graph.constant(node.input(i)?).and_then(Tensor::uniform);
     let high = bound(2).filter(|high| *high > 0.0)? as f32;
-    (node.is("Clip") && bound(1) == Some(0.0)).then_some(Some(high))
+    (node.is("Clip") && bound(1) == Some(0.0)).then_some(high)
 }
 
 /// `bisam.LayerNorm` or `bisam.Softmax` in the place of the same, and of InstanceNormalization with the factor 1 and the summand 0,

@@ -97,12 +97,10 @@ pub fn differentiate_keeping(
             dy.push(output.and_then(|v| total(&mut builder, &mut cotangents, v).transpose()).transpose()?);
         }
         let wants: Vec<bool> = node.inputs.iter().map(|v| v.is_some_and(|v| needed.contains(&v))).collect();
-        let read = match (&mut again, dy.iter().flatten().next()) {
-            (Some(again), Some(after)) => again.reading(&mut builder, &node, *after),
-            _ => node.clone(),
-        };
+        let after = dy.iter().flatten().next();
+        let read = again.as_mut().zip(after).map(|(again, after)| again.reading(&mut builder, &node, *after));
         builder.scope(&format!("grad/{}", node.name));
-        let call = Call::new(&read, dy, wants);
+        let call = Call::new(read.as_ref().unwrap_or(&node), dy, wants);
         let result = rule(&mut builder, &call).and_then(|dx| call.finish().map(|()| dx)).map_err(|e| node.blame(e))?;
         for (slot, dx) in result.into_iter().enumerate() {
             let (Some(dx), Some(x)) = (dx, node.input(slot)) else { continue };

@@ -19,7 +19,7 @@ use super::tiles::Grid;
 use super::unfold::Frame;
 use super::winograd::{self, Kernels};
 use super::winograd_sums;
-use super::{Buffer, Buffers, Pool, Raw};
+use super::{Buffers, Pool, Raw, SCRATCH, SUMS, WEIGHTS};
 use crate::error::{Error, Result};
 
 /// X [N,C,H,W] ∗ W [M,C/g,K₁,K₂] → Y [N,M,O₁,O₂]: output (i, j) reads input i·stride − begin + t·dilation.
@@ -80,12 +80,6 @@ impl Geometry {
 pub struct Side<P> {
     pub data: Raw<P>,
     pub channels: usize,
-}
-
-thread_local! {
-    static SCRATCH: Buffer = Buffer::default();
-    static WEIGHTS: Buffer = Buffer::default();
-    static SUMS: Buffer = Buffer::default();
 }
 
 /// A kernel element that a pass reads: its place relative to the first element of a position, and its index in the kernel.

@@ -115,6 +115,15 @@ impl Buffers for LocalKey<Buffer> {
     }
 }
 
+thread_local! {
+    /// What a task lays out for itself.
+    static SCRATCH: Buffer = Buffer::default();
+    /// Weights, or what takes their place in a product, as all tasks of a kernel read them.
+    static WEIGHTS: Buffer = Buffer::default();
+    /// Sums that the tasks of a kernel make apart.
+    static SUMS: Buffer = Buffer::default();
+}
+
 /// Calls a function with run-time sizes as its const parameters.
 macro_rules! with_sizes {
     ($f:ident, $l:ty, $rows:expr, $vectors:expr, [$($r:literal)*] $v:tt, $args:tt) => {

@@ -10,13 +10,8 @@ use super::conv::Side;
 use super::product::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tiles::{Grid, PLACES, Part, groups, input_tiles, output_tiles, pitch};
-use super::{Buffer, Buffers, Pool, Raw, with_sizes};
+use super::{Buffers, Pool, Raw, SCRATCH, WEIGHTS, with_sizes};
 use std::ops::Range;
-
-thread_local! {
-    static SCRATCH: Buffer = Buffer::default();
-    static KERNELS: Buffer = Buffer::default();
-}
 
 /// Tiles of a task, at least, if there are as many.
 const FEW: usize = 48;
@@ -166,7 +161,7 @@ pub fn convolve(
     let tiles = (HELD / (PLACES * (rows + channels))).max(FEW);
     let blocks = grid.blocks(0..grid.rows(), tiles);
     let (weight, bias) = (Raw(weight.as_ptr()), Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr)));
-    KERNELS.with_buffer_of(PLACES * apart, |transformed| {
+    WEIGHTS.with_buffer_of(PLACES * apart, |transformed| {
         let transformed = Raw(transformed);
         for group in 0..groups {
             pool.run(rows.div_ceil(high), &|i| {

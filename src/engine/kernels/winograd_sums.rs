@@ -7,12 +7,10 @@ use super::product::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tiles::{Grid, PLACES, Part, gradient_tiles, groups, input_tiles, pitch};
 use super::unfold::copy;
-use super::{Buffer, Buffers, Pool, Raw, with_sizes};
+use super::{Buffer, Buffers, Pool, Raw, SCRATCH, SUMS, with_sizes};
 use std::ops::Range;
 
 thread_local! {
-    static SCRATCH: Buffer = Buffer::default();
-    static SUMS: Buffer = Buffer::default();
     static LEFT: Buffer = Buffer::default();
     static RIGHT: Buffer = Buffer::default();
 }
