@@ -55,7 +55,13 @@ impl Geometry {
     /// Whether Winograd's filtering serves these convolutions, and saves more than its transforms cost.
     fn winograd(&self, least: usize) -> bool {
         let (c, m) = (self.c / self.groups, self.m / self.groups);
-        self.kernel == [3, 3] && self.strides == [1, 1] && self.dilations == [1, 1] && c.min(m) >= least
+        let plain = self.kernel == [3, 3] && self.strides == [1, 1] && self.dilations == [1, 1];
+        plain && c.min(m) >= least && self.n > 0
+    }
+
+    /// The tiles of Y, for Winograd's filtering.
+    fn grid(&self) -> Grid {
+        Grid { n: self.n, source: self.input, target: self.output, begin: self.begin.map(|b| b as isize) }
     }
 
     /// Whether every group has one channel on either side.
@@ -409,9 +415,8 @@ pub fn forward(
     let source = Side { data: Raw(x.as_ptr()), channels: g.c };
     let target = Side { data: Raw(y.as_mut_ptr()), channels: g.m };
     if g.winograd(WINOGRAD) {
-        let grid = Grid { n: g.n, source: g.input, target: g.output, begin: g.begin.map(|b| b as isize) };
         let kernels = Kernels { rows, channels, apart: [channels * 9, 9], turned: false };
-        winograd::convolve(&grid, kernels, g.groups, &source, &target, weight, bias, false, level, pool);
+        winograd::convolve(&g.grid(), kernels, g.groups, &source, &target, weight, bias, false, level, pool);
         return Ok(());
     }
     let at = |group: usize, row: usize, channel: usize| ((group * rows + row) * channels + channel) * g.taps();
@@ -489,10 +494,9 @@ pub fn weight_gradient(
         return Ok(());
     }
     if g.winograd(WINOGRAD_WEIGHT) {
-        let grid = Grid { n: g.n, source: g.input, target: g.output, begin: g.begin.map(|b| b as isize) };
         let (x, dy) = (Raw(x.as_ptr()), Raw(dy.as_ptr()));
         let [x, dy] = [Side { data: x, channels: g.c }, Side { data: dy, channels: g.m }];
-        winograd_sums::weight_gradient(&grid, g.groups, &x, &dy, dw, level, pool);
+        winograd_sums::weight_gradient(&g.grid(), g.groups, &x, &dy, dw, level, pool);
         return Ok(());
     }
     let forward = forward_pass(g);
