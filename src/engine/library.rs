@@ -220,11 +220,12 @@ fn start(path: PathBuf, version: String, threads: Option<usize>, skipped: Vec<Er
     if !user_wants_log {
         environment.set_log_level(LogLevel::Error);
     }
-    share_arena(&environment)?;
+    super::heap::register(&environment).or_else(|_| share_arena(&environment))?;
     Ok(Runtime { path, version, providers: providers()?, threads, skipped, environment })
 }
 
-/// One arena for the host tensors of all sessions: they run one after the other, and each would keep its own peak.
+/// One of ONNX Runtime's arenas for the host tensors of all sessions, where [`heap`](super::heap) is not to be had: they run one after the
+/// other, and each would keep its own peak.
 fn share_arena(environment: &Environment) -> Result<()> {
     let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
     let info = info.map_err(ort_error)?;

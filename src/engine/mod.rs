@@ -12,6 +12,7 @@ mod buffers;
 mod cuda;
 mod evaluation;
 mod find;
+mod heap;
 mod kernels;
 pub mod library;
 pub mod probe;
