@@ -3,7 +3,7 @@
 use super::activation::without_nan;
 use super::conv::bias_gradient;
 use super::window::Window;
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, pool};
 use crate::builder::{Builder, attrs};
 use crate::error::Result;
 use crate::ir::{Attr, Attrs, DType, Graph, Node, Tensor, Type, ValueId};
@@ -21,7 +21,7 @@ fn list(values: &[usize]) -> Attr {
 
 /// Puts operators of domain `bisam` in the place of plain ones, before the graph is differentiated.
 ///
-/// - Conv over two dimensions: the same, with its padding as numbers.
+/// - Conv and MaxPool over two dimensions: the same, with the padding as numbers.
 /// - BatchNormalization on the statistics of the batch, also with the Add and the Relu or Clip(0, …) behind it: one operator.
 /// - LayerNormalization, RMSNormalization, GroupNorm as PyTorch writes it, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
 ///
@@ -39,7 +39,7 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
         }
     }
     for i in 0..graph.nodes.len() {
-        if let Some(attrs) = conv_attrs(graph, i) {
+        if let Some(attrs) = conv_attrs(graph, i).or_else(|| max_pool_attrs(graph, i)) {
             let node = &mut graph.nodes[i];
             (node.domain, node.attrs) = (DOMAIN.into(), attrs);
         }
@@ -75,6 +75,27 @@ fn conv_attrs(graph: &mut Graph, i: usize) -> Option<Attrs> {
         ("dilations", list(&w.dilations)),
         ("pads", list(&[w.begin, w.end].concat())),
         ("group", Attr::Int(group)),
+    ]))
+}
+
+/// The attributes of `bisam.MaxPool` in the place of a MaxPool; none where it must stay.
+fn max_pool_attrs(graph: &mut Graph, i: usize) -> Option<Attrs> {
+    let node = graph.nodes[i].clone();
+    let rank = graph[node.input(0)?].ty.as_ref()?.shape.len();
+    if !node.is("MaxPool") || rank != 4 || !is_f32(graph, &node) || node.output(1).is_some() {
+        return None;
+    }
+    let b = Builder::new(graph, "fuse");
+    let call = Call::new(&node, Vec::new(), Vec::new());
+    let w = pool::window(&b, &call).ok()?;
+    call.attrs.ignore(&["storage_order"]);
+    call.finish().ok()?;
+    Some(attrs([
+        ("strides", list(&w.strides)),
+        ("dilations", list(&w.dilations)),
+        ("pads", list(&[w.begin, w.end].concat())),
+        ("kernel_shape", list(&w.kernel)),
+        ("output_shape", list(&w.output)),
     ]))
 }
 
@@ -341,6 +362,14 @@ pub fn conv(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         kernel(b, "ConvWeightGrad", &[x, dy], attrs, &[ty])[0]
     });
     Ok(vec![dx, dw, c.wants(2).then(|| bias_gradient(b, dy))])
+}
+
+/// As MaxPool: X̄ = `MaxPoolGrad`(X, Ȳ), each Ȳ where the first of its window's maxima is; X [N,C,H,W]; ONNX MaxPool-12.
+pub fn max_pool(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
+    let (x, dy) = (c.x(0)?, c.dy()?);
+    c.attrs.ignore(&["strides", "dilations", "pads", "kernel_shape", "output_shape"]);
+    let ty = b.ty(x);
+    Ok(vec![Some(kernel(b, "MaxPoolGrad", &[x, dy], c.node.attrs.clone(), &[ty])[0])])
 }
 
 /// As BatchNormalization on the statistics of the batch, an addition and Relu: `BatchNormGrad` gives X̄, γ̄, β̄ and the residual's

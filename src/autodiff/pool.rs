@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ir::{Attr, DType, Tensor, Type, ValueId};
 
 /// The window of a pooling, whose size is an attribute.
-fn window(b: &Builder<'_>, c: &Call<'_>) -> Result<Window> {
+pub(super) fn window(b: &Builder<'_>, c: &Call<'_>) -> Result<Window> {
     let kernel = c.attrs.ints("kernel_shape")?.unwrap_or_default();
     if kernel.is_empty() || kernel.iter().any(|k| *k < 1) {
         crate::bail!("`kernel_shape` is {kernel:?}");

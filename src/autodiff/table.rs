@@ -294,6 +294,7 @@ pub const FUSED: &[(&str, Entry)] = &[
     ("Conv", R(fuse::conv)),
     ("BatchNorm", R(fuse::batch_norm)),
     ("LayerNorm", R(fuse::layer_norm)),
+    ("MaxPool", R(fuse::max_pool)),
     ("Softmax", R(fuse::softmax)),
     ("Silu", R(fuse::silu)),
     ("Gelu", R(fuse::gelu)),
