@@ -65,7 +65,7 @@ fn what_is_computed_again_is_the_same() {
             let bytes: Vec<&[u8]> = inputs.iter().map(|t| t.bytes()).collect();
             let labels = [0, 1, 2, 3].map(|i| i % stages.classes as i64);
             let losses = [(); 2].map(|()| program.step(&bytes, &labels, 0.01, 0.05).expect("steps"));
-            (losses, program.state().expect("state"), cost(&prepared.graph, 4, Some(&stages)).activation_bytes)
+            (losses, program.state().expect("state"), cost(&prepared.graph, 4, Some(&stages), None).activation_bytes)
         };
         let (kept, again) = (run(false), run(true));
         assert!(kept.0 == again.0 && kept.1 == again.1, "{name} differs");

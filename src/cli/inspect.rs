@@ -4,7 +4,8 @@ use super::page::{Cell, Page, Tone, bytes, cell, count, number, shape, shorten};
 use super::{Global, at_least_one, write_out};
 use crate::error::{Error, Result};
 use crate::onnx::import;
-use crate::step::cost::Cost;
+use crate::step::cost::{Activation, Cost};
+use crate::step::placement::Fallback;
 use crate::step::report::{
     Edge, Gradient, Inspection, Neighbourhood, Normalization, Operator, Port, Report, Tensor, Used,
 };
@@ -89,6 +90,10 @@ fn overview(page: &mut Page, r: &Report, all: bool) {
     }
     if let Some(c) = &r.cost {
         step_cost(page, c);
+        activations(page, c, all);
+    }
+    if let Some(nodes) = &r.off_cuda {
+        on_cuda(page, nodes);
     }
     problems(page, r);
 }
@@ -275,7 +280,64 @@ fn step_cost(page: &mut Page, c: &Cost) {
         rows.push(row("activations", kept, "kept from the forward pass for the backward pass"));
         rows.push(row("peak", peak, "alive at once, before ONNX Runtime reuses memory (estimate)"));
     }
+    if let Some(again) = c.recompute.filter(|r| Some(r.activation_bytes) < c.activation_bytes) {
+        let note = format!("kept with --recompute, at a peak of {}", bytes(again.peak_bytes));
+        rows.push(vec![cell("recompute"), number(bytes(again.activation_bytes)), cell(note).tone(Tone::Dim)]);
+    }
     page.table(&rows);
+}
+
+/// The forward values that are kept longest and largest, each with the part of the step that it is alive for.
+fn activations(page: &mut Page, c: &Cost, all: bool) {
+    if c.activations.is_empty() {
+        return;
+    }
+    page.section("Activations", &format!("{} kept over {} nodes", c.activations.len(), c.nodes));
+    let shown = if all { c.activations.len() } else { c.activations.len().min(ACTIVATIONS) };
+    let row = |a: &Activation| {
+        vec![
+            cell(shorten(&a.value, NAME)),
+            cell(&a.ty),
+            number(bytes(a.bytes)),
+            cell(bar(a.from, a.to, c.nodes)),
+            cell(format!("{} … {}", a.made_by, a.last_read_by)).tone(Tone::Dim),
+        ]
+    };
+    let rows: Vec<_> = c.activations[..shown].iter().map(row).collect();
+    page.table(&rows);
+    let hidden = &c.activations[shown..];
+    if !hidden.is_empty() {
+        let rest = hidden.iter().map(|a| a.bytes).sum();
+        let text = page.paint(&format!("… and {} more, {}  (-v lists them)", hidden.len(), bytes(rest)), Tone::Dim);
+        page.line(&format!("  {text}"));
+    }
+}
+
+/// Activations before the list is cut.
+const ACTIVATIONS: usize = 8;
+
+/// A line for the nodes from `from` to `to` of `n`.
+fn bar(from: usize, to: usize, n: usize) -> String {
+    const CELLS: usize = 20;
+    let at = |i: usize| (i * CELLS / n.max(1)).min(CELLS - 1);
+    (0..CELLS).map(|i| if (at(from)..=at(to)).contains(&i) { '━' } else { '·' }).collect()
+}
+
+/// Whether a step would run on a CUDA device as a whole.
+fn on_cuda(page: &mut Page, nodes: &[Fallback]) {
+    if nodes.is_empty() {
+        page.section("CUDA", "");
+        let text = page.paint("✓ every node of a step has a kernel there", Tone::Good);
+        page.line(&format!("  {text}"));
+        return;
+    }
+    page.section("CUDA", &format!("{} nodes of a step would run on the host", nodes.len()));
+    let row = |f: &Fallback| vec![cell(&f.operator), cell(shorten(&f.node, NAME)), cell(&f.reason).tone(Tone::Dim)];
+    let rows: Vec<_> = nodes.iter().take(ROWS).map(row).collect();
+    page.table(&rows);
+    if nodes.len() > ROWS {
+        page.line(&format!("  … and {} more (--json lists them)", nodes.len() - ROWS));
+    }
 }
 
 fn problems(page: &mut Page, r: &Report) {

@@ -1,7 +1,8 @@
 //! What there is to know about a model before training it, as `bisam inspect` shows it.
 
 use super::cost::{Cost, cost};
-use super::{Ends, Prepared, Preset, build, prepare};
+use super::placement::{Fallback, for_cuda, off_cuda};
+use super::{Ends, Prepared, Preset, StepOptions, build, prepare};
 use crate::adapt::{Untied, find_logits, untie};
 use crate::autodiff::{lower, table};
 use crate::error::{Error, Result};
@@ -40,6 +41,8 @@ pub struct Report {
     pub merged: Vec<Merged>,
     /// What a step costs.
     pub cost: Option<Cost>,
+    /// Nodes of a step that would leave a CUDA device; unknown where a step cannot be built.
+    pub off_cuda: Option<Vec<Fallback>>,
     /// What stands in the way of training; empty when nothing does.
     pub problems: Vec<Problem>,
 }
@@ -198,6 +201,8 @@ impl<'a> Inspection<'a> {
         }
         let proto = &self.model.proto;
         let stages = stages.and_then(Result::ok);
+        let again = StepOptions { recompute: true, ..Preset::Bisam.options() };
+        let recompute = stages.as_ref().and(self.prepared.as_ref()).and_then(|p| build(p, &again).ok());
         Report {
             file: self.model.path.display().to_string(),
             graph: self.graph.name.clone(),
@@ -219,8 +224,9 @@ impl<'a> Inspection<'a> {
                 // Products inside of larger operators count too.
                 let mut lowered = p.graph.clone();
                 let graph = if lower(&mut lowered).is_ok() { &lowered } else { &p.graph };
-                cost(graph, self.batch, stages.as_ref())
+                cost(graph, self.batch, stages.as_ref(), recompute.as_ref())
             }),
+            off_cuda: stages.as_ref().map(|s| off_cuda(&for_cuda(&s.grad))),
             problems,
         }
     }
