@@ -4,10 +4,11 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup build test demo check bench conformance packages zoo zoo-speed cifar10 clean
+.PHONY: help setup nvrtc build test demo check bench conformance packages zoo zoo-speed cifar10 clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
+	@echo "make nvrtc   fetch NVIDIA's compiler, which tests run the CUDA kernels through"
 	@echo "make build   build the release binary"
 	@echo "make test    run every test"
 	@echo "make demo    train a small network on a slice of Fashion-MNIST"
@@ -26,7 +27,10 @@ setup:
 build:
 	$(CARGO) build --release --locked
 
-test: setup
+nvrtc:
+	$(PYTHON) scripts/fetch_nvrtc.py
+
+test: setup nvrtc
 	$(CARGO) test --locked
 
 demo: setup build
@@ -34,7 +38,7 @@ demo: setup build
 	$(BISAM) train models/resnet8_28.onnx --data idx:datasets/fashion-mnist-small --optimizer bisam --epochs 22 \
 		--lr 0.3 --augment crop-flip --batch-size 128 -o runs/demo
 
-check: setup
+check: setup nvrtc
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps

@@ -1,7 +1,11 @@
 //! What several tests share.
 
+use bisam::adapt::untie;
 use bisam::engine::{Device, Engine};
 use bisam::ir::Tensor;
+use bisam::onnx::import;
+use bisam::step::{Ends, Prepared, prepare};
+use bisam::trace::Sizes;
 use bisam::train::{EpochReport, Metric, Observer, StepReport};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +19,14 @@ pub fn engine() -> Engine {
 /// A file of the repository.
 pub fn repo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A model with its shapes, ready for stages.
+pub fn prepared(path: &Path, batch: usize) -> Prepared {
+    let model = import(path).expect("imports");
+    let mut graph = model.graph.clone();
+    untie(&mut graph, &model);
+    prepare(&graph, &Sizes::batch(batch), Ends::default(), &engine()).expect("prepares")
 }
 
 /// Every array of an npz file.

@@ -19,6 +19,7 @@ mod layers;
 mod methods;
 mod models;
 mod optimized;
+mod placement;
 mod replay;
 mod report;
 mod roundtrip;

@@ -43,7 +43,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut engine = global.engine()?;
     engine.profiled = args.profile;
     let mut options = StepOptions::default();
-    args.step.apply(&mut options, global.device)?;
+    args.step.apply(&mut options)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);
@@ -87,10 +87,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let per = |d: Duration| ms(d) / args.steps as f64;
     let stage = program.times;
     let peak = peak_bytes();
+    let device = program.device_bytes()?;
     let nodes = program.profile()?;
     let mut value = json!({
         "step_ms": median, "peak_bytes": peak, "startup_s": startup, "threads": engine.runtime.threads, "steps_ms": times,
-        "stages": {"grad": per(stage.grad), "perturb": per(stage.perturb), "update": per(stage.update)},
+        "device_bytes": device, "stages": {"grad": per(stage.grad), "perturb": per(stage.perturb), "update": per(stage.update)},
     });
     let mut text = format!(
         "step {median:.1} ms (median of {}), grad {:.1}, perturb {:.2}, update {:.2}; import to first step {startup:.2} s; peak {} MB",
@@ -100,6 +101,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         per(stage.update),
         peak / 1_000_000
     );
+    if let Some(device) = device {
+        text += &format!("; {} MB of the device's memory are taken", device / 1_000_000);
+    }
     if args.profile {
         value["nodes"] = (nodes.iter())
             .map(|n| json!({"name": n.name, "op": n.op, "provider": n.provider, "inputs": n.inputs, "ms": ms(n.time)}))

@@ -34,7 +34,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     // The files are for any runtime unless fused kernels are asked for.
     let mut options = StepOptions { kernels: Kernels::Plain, ..StepOptions::default() };
-    args.step.apply(&mut options, global.device)?;
+    args.step.apply(&mut options)?;
     let model = import(&args.model)?;
     let mut graph = model.graph.clone();
     untie(&mut graph, &model);

@@ -18,7 +18,7 @@ mod train;
 mod verify;
 
 use crate::data::{Spec, TextOptions};
-use crate::engine::{Device, Engine};
+use crate::engine::{CudaOptions, Device, Engine};
 use crate::error::{Error, Result};
 use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
 use crate::train::Recipe;
@@ -49,6 +49,12 @@ pub struct Global {
     /// The ONNX Runtime library to load
     #[arg(long, global = true, value_name = "PATH")]
     ort: Option<PathBuf>,
+    /// On CUDA, let convolutions and matrix products round their factors to TF32: faster, 10 bits instead of 23
+    #[arg(long, global = true)]
+    tf32: bool,
+    /// On CUDA, capture each stage once and replay it (on), or start its kernels one by one (off) [default: on]
+    #[arg(long, global = true, value_name = "on|off")]
+    cuda_graph: Option<Switch>,
     /// Print results and errors only
     #[arg(short, long, global = true)]
     quiet: bool,
@@ -60,13 +66,29 @@ pub struct Global {
     json: bool,
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 impl Global {
     /// The engine that the flags ask for.
     ///
     /// # Errors
-    /// A device or library that cannot be had.
+    /// A device or library that cannot be had, or flags of another device.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::new(self.ort.as_deref(), self.threads, self.device)
+        if self.device == Device::Cpu && (self.tf32 || self.cuda_graph.is_some()) {
+            return Err(
+                Error::new("--tf32 and --cuda-graph are about CUDA").hint("add --device cuda, or leave them out")
+            );
+        }
+        let mut engine = Engine::new(self.ort.as_deref(), self.threads, self.device)?;
+        engine.cuda = CudaOptions { tf32: self.tf32, graphs: self.cuda_graph != Some(Switch::Off) };
+        Ok(engine)
     }
 
     /// Says something worth knowing on stderr, unless asked to be quiet.
@@ -303,8 +325,7 @@ pub struct StepArgs {
     /// Largest norm of the gradient
     #[arg(long)]
     clip_norm: Option<f32>,
-    /// Operators of the gradient: fused has kernels of its own and runs on the CPU only, plain is standard ONNX (default: fused on
-    /// the CPU, plain elsewhere)
+    /// Operators of the gradient: fused has kernels of its own, plain is standard ONNX [default: fused]
     #[arg(long)]
     kernels: Option<Kernels>,
     /// Compute the outputs of normalizations and activations again in the backward pass instead of keeping them: less memory,
@@ -314,22 +335,16 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
-    /// Applies the flags to `options`, for a step on `device`.
+    /// Applies the flags to `options`.
     ///
     /// # Errors
-    /// A name that is not known, or kernels that the device does not have.
-    fn apply(&self, options: &mut StepOptions, device: Device) -> Result<()> {
+    /// A name that is not known, or settings that do not go together.
+    fn apply(&self, options: &mut StepOptions) -> Result<()> {
         if let Some(name) = &self.optimizer {
             let StepOptions { label_smoothing, kernels, recompute, .. } = *options;
             *options = StepOptions { label_smoothing, kernels, recompute, ..name.parse::<Preset>()?.options() };
         }
         options.kernels = self.kernels.unwrap_or(options.kernels);
-        if device != Device::Cpu {
-            if self.kernels == Some(Kernels::Fused) {
-                return Err(Error::new(format!("there are no fused kernels on {device}")).hint("use --kernels plain"));
-            }
-            options.kernels = Kernels::Plain;
-        }
         options.choose(self.ascent, self.base);
         let numbers = [
             (self.mu, &mut options.mu),

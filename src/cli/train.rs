@@ -1,7 +1,6 @@
 //! `bisam train`.
 
 use super::{Global, StepArgs, TextArgs, at_least_one};
-use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::export::verify;
 use crate::report;
@@ -112,7 +111,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn recipe(&self, device: Device) -> Result<Recipe> {
+    fn recipe(&self) -> Result<Recipe> {
         let mut r = match (&self.resume, &self.recipe) {
             (Some(dir), _) => Recipe::load(&dir.join("recipe.toml"))?,
             (None, Some(file)) => Recipe::load(file)?,
@@ -163,7 +162,7 @@ impl Args {
         r.parameters.freeze.extend(self.freeze.iter().cloned());
         r.parameters.train_only.extend(self.train_only.iter().cloned());
         r.text = self.text.apply(r.text);
-        self.step.apply(&mut r.step, device)?;
+        self.step.apply(&mut r.step)?;
         Ok(r)
     }
 }
@@ -173,7 +172,7 @@ impl Args {
 /// # Errors
 /// Anything that is wrong with model, data or settings; a loss that is not finite; an interruption.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
-    let recipe = args.recipe(global.device)?;
+    let recipe = args.recipe()?;
     let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
     let stop = stop_on_interruption()?;

@@ -1,12 +1,12 @@
 //! Flat, aligned buffers on a device, and where each parameter lies in them.
 
-use super::session::{Device, Engine, Session};
-use super::{Binding, ort_error};
+use super::cuda::Device as Gpu;
+use super::ort_error;
+use super::session::{Device, Engine};
 use crate::error::{Error, Result};
-use crate::ir::{DType, Dim, Graph, Type};
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use crate::ir::{DType, Type};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use std::alloc::{Layout as HostLayout, alloc_zeroed, dealloc};
-use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Every view starts at a multiple of this many bytes: what CUDA kernels and vector units want.
@@ -85,14 +85,8 @@ impl Layout {
 }
 
 /// Hands out buffers on one device and copies between them and the host.
-#[derive(Clone)]
-pub struct Memory(Rc<Inner>);
-
-struct Inner {
-    device: Device,
-    /// On a device: a graph of one Identity over bytes, which ONNX Runtime makes a copy of in either direction.
-    copier: Option<RefCell<Session>>,
-}
+#[derive(Clone, Copy)]
+pub struct Memory(Option<&'static Gpu>);
 
 impl Memory {
     /// Memory of the engine's device.
@@ -100,50 +94,56 @@ impl Memory {
     /// # Errors
     /// When the device cannot be had.
     pub fn new(engine: &Engine) -> Result<Self> {
-        let copier = match engine.device {
-            Device::Cpu => None,
-            Device::Cuda(_) => Some(RefCell::new(engine.compile_model(&copy_model()?)?)),
-        };
-        Ok(Self(Rc::new(Inner { device: engine.device, copier })))
+        match engine.device {
+            Device::Cpu => Ok(Self(None)),
+            Device::Cuda(n) => Ok(Self(Some(Gpu::get(&engine.runtime.path, n)?))),
+        }
+    }
+
+    /// That of the host.
+    #[cfg(test)]
+    pub(super) fn of_host() -> Self {
+        Self(None)
+    }
+
+    /// That of a device.
+    #[cfg(test)]
+    pub(super) fn of(gpu: &'static Gpu) -> Self {
+        Self(Some(gpu))
     }
 
     /// A buffer of zeros.
     ///
     /// # Errors
     /// When there is not enough memory.
-    pub fn zeros(&self, bytes: usize) -> Result<Buffer> {
+    pub fn zeros(self, bytes: usize) -> Result<Buffer> {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let block = match (&self.0.device, &self.0.copier) {
-            (Device::Cuda(_), Some(copier)) => {
-                let allocator = copier.borrow().allocator(self.info()?)?;
-                let block = allocator.alloc::<u8>(size).map_err(ort_error)?.into_raw().cast::<u8>();
-                Block { data: block, owner: Owner::Device(allocator) }
-            }
-            _ => Block::host(size)?,
+        let block = match self.0 {
+            Some(gpu) => Block { data: gpu.allocate(size)?, owner: Owner::Device(gpu) },
+            None => Block::host(size)?,
         };
-        let buffer = Buffer { block: Rc::new(block), bytes: size, memory: self.clone() };
-        if self.0.copier.is_some() {
-            buffer.write(0, &vec![0; size])?;
-        }
-        Ok(buffer)
+        Ok(Buffer { block: Rc::new(block), bytes: size, memory: self })
     }
 
-    fn info(&self) -> Result<MemoryInfo<'static>> {
-        match self.0.device {
-            Device::Cpu => Ok(MemoryInfo::default()),
-            Device::Cuda(n) => MemoryInfo::new(AllocationDevice::CUDA, n, AllocatorType::Device, MemoryType::Default)
-                .map_err(ort_error),
-        }
+    /// The device, where that is not the host itself.
+    pub(super) fn gpu(self) -> Option<&'static Gpu> {
+        self.0
     }
 
-    fn host(&self) -> Self {
-        Self(Rc::new(Inner { device: Device::Cpu, copier: None }))
+    fn info(self) -> Result<MemoryInfo<'static>> {
+        match self.0 {
+            None => Ok(MemoryInfo::default()),
+            Some(gpu) => {
+                MemoryInfo::new(AllocationDevice::CUDA, gpu.number(), AllocatorType::Device, MemoryType::Default)
+                    .map_err(ort_error)
+            }
+        }
     }
 }
 
 enum Owner {
     Host(HostLayout),
-    Device(Allocator),
+    Device(&'static Gpu),
 }
 
 struct Block {
@@ -168,11 +168,8 @@ impl Drop for Block {
         match &self.owner {
             // SAFETY: allocated in `host` with this very layout.
             Owner::Host(layout) => unsafe { dealloc(self.data, *layout) },
-            // SAFETY: allocated by this allocator; nothing uses it any more. A failure to free cannot be acted on here.
-            Owner::Device(allocator) => unsafe {
-                let status = (ort::api().AllocatorFree)(ort::AsPointer::ptr(allocator).cast_mut(), self.data.cast());
-                drop(super::value::check(status));
-            },
+            // SAFETY: allocated by this device; what is still in its stream is waited for by the call.
+            Owner::Device(gpu) => unsafe { gpu.free(self.data) },
         }
     }
 }
@@ -186,36 +183,41 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Copies bytes in.
+    /// Copies bytes in; on a device, after everything that was started before.
     ///
     /// # Errors
     /// When they do not fit, or the copy to the device fails.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let target = self.pointer(offset, bytes.len())?;
-        if self.on_device() {
-            let staging = self.memory.host().zeros(bytes.len())?;
-            staging.write(0, bytes)?;
-            return self.transfer(offset, bytes.len(), &staging, true);
+        match self.memory.0 {
+            // SAFETY: `pointer` checked the range, and memory that is not pinned is read before the call returns.
+            Some(gpu) => unsafe { gpu.copy(bytes.as_ptr(), target, bytes.len()) },
+            None => {
+                // SAFETY: `pointer` checked the range; the slices cannot overlap, since nobody has a reference into the block.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+                Ok(())
+            }
         }
-        // SAFETY: `pointer` checked the range; the slices cannot overlap, since nobody has a reference into the block.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
-        Ok(())
     }
 
-    /// Copies bytes out.
+    /// Copies bytes out, once everything that was started before is done.
     ///
     /// # Errors
     /// When there are not that many, or the copy from the device fails.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let source = self.pointer(offset, bytes.len())?;
-        if self.on_device() {
-            let staging = self.memory.host().zeros(bytes.len())?;
-            self.transfer(offset, bytes.len(), &staging, false)?;
-            return staging.read(0, bytes);
+        match self.memory.0 {
+            Some(gpu) => {
+                // SAFETY: as in `write`; the copy is waited for.
+                unsafe { gpu.copy(source, bytes.as_mut_ptr(), bytes.len()) }?;
+                gpu.synchronize()
+            }
+            None => {
+                // SAFETY: as in `write`.
+                unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
+                Ok(())
+            }
         }
-        // SAFETY: as in `write`.
-        unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
     }
 
     /// Copies floats in, from the start.
@@ -257,32 +259,6 @@ impl Buffer {
     pub(super) fn info(&self) -> Result<MemoryInfo<'static>> {
         self.memory.info()
     }
-
-    pub(super) fn on_device(&self) -> bool {
-        self.memory.0.copier.is_some()
-    }
-
-    /// Copies between this device buffer and a host one by running the copy graph.
-    fn transfer(&self, offset: usize, bytes: usize, host: &Self, to_device: bool) -> Result<()> {
-        let Some(copier) = &self.memory.0.copier else { return Ok(()) };
-        let ty = Type::new(DType::U8, &[bytes]);
-        let mut session = copier.borrow_mut();
-        let mut binding: Binding = session.binding()?;
-        if to_device {
-            binding.input("from", host, 0, &ty)?;
-            binding.output("to", self, offset, &ty)?;
-        } else {
-            binding.input("from", self, offset, &ty)?;
-            binding.output("to", host, 0, &ty)?;
-        }
-        session.run_bound(&binding)
-    }
-}
-
-/// `to = Identity(from)` over bytes.
-fn copy_model() -> Result<Vec<u8>> {
-    let g = Graph::of_one_node("Identity", ["from", "to"], DType::U8, Dim::Symbol("bytes".into()), 18);
-    crate::trace::encode(&crate::onnx::emit(&g, crate::onnx::Weights::Inputs))
 }
 
 #[cfg(test)]
@@ -301,23 +277,20 @@ mod tests {
         Ok(())
     }
 
-    /// The copies that a device needs, made on the CPU: the same graph and bindings.
     #[test]
-    fn bytes_survive_the_copy_graph_in_both_directions() -> Result<()> {
-        let engine = super::super::tests::engine();
-        let copier = Some(RefCell::new(engine.compile_model(&copy_model()?)?));
-        let memory = Memory(Rc::new(Inner { device: Device::Cpu, copier }));
-        let buffer = memory.zeros(1000)?;
-        assert!(buffer.on_device());
-        let bytes: Vec<u8> = (0..=255).collect();
-        buffer.write(300, &bytes)?;
-        let mut back = [1; 1000];
-        buffer.read(0, &mut back)?;
-        assert_eq!(back[300..556], bytes);
-        assert!(back[..300].iter().chain(&back[556..]).all(|b| *b == 0));
-        buffer.write(0, &[])?;
-        assert!(buffer.write(1000, &bytes).is_err());
-        assert!(buffer.read(900, &mut back).is_err());
+    fn bytes_survive_and_what_does_not_fit_is_refused() -> Result<()> {
+        for memory in [Memory::of_host(), Memory::of(super::super::cuda::fake_device())] {
+            let buffer = memory.zeros(1000)?;
+            let bytes: Vec<u8> = (0..=255).collect();
+            buffer.write(300, &bytes)?;
+            let mut back = [1; 1000];
+            buffer.read(0, &mut back)?;
+            assert_eq!(back[300..556], bytes);
+            assert!(back[..300].iter().chain(&back[556..]).all(|b| *b == 0));
+            buffer.write(0, &[])?;
+            assert!(buffer.write(1000, &bytes).is_err());
+            assert!(buffer.read(900, &mut back).is_err());
+        }
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! Prepared bindings of a session's inputs and outputs to views of flat buffers.
 
 use super::arena::Buffer;
-use super::ort_error;
 use super::session::{Port, Ports, c_name};
 use super::value::{Value, check};
 use crate::error::{Error, Result};
@@ -13,7 +12,8 @@ use std::sync::Arc;
 
 /// Ties inputs and outputs of one session to memory; made by [`Session::binding`](super::Session::binding).
 ///
-/// Inputs are read where they lie each time the session runs, and outputs written there. On CUDA this holds for inputs that
+/// Inputs are read where they lie each time the session runs, and outputs written there; on CUDA a run is only started, and what it
+/// wrote is there for whatever the device does later. There this holds for inputs that
 /// kernels read on the device; one that a kernel wants on the host (a shape, the condition of an `If`) is copied when it is
 /// bound and must be a constant of the graph instead.
 pub struct Binding {
@@ -23,7 +23,46 @@ pub struct Binding {
     session: *const sys::OrtSession,
     ports: Arc<Ports>,
     unbound_inputs: usize,
-    on_device: bool,
+    options: Option<RunOptions>,
+}
+
+/// Options of the runs over a binding.
+pub(super) struct RunOptions(*mut sys::OrtRunOptions);
+
+impl RunOptions {
+    /// Of runs on a device over bound memory: nobody waits for their end, and they replay graph number `graph` once it is captured.
+    pub fn bound(graph: usize) -> Result<Self> {
+        Self::new(&[("disable_synchronize_execution_providers", "1"), ("gpu_graph_id", &graph.to_string())])
+    }
+
+    /// Of runs on a device over memory of the host, which are never captured.
+    pub fn unbound() -> Result<Self> {
+        Self::new(&[("gpu_graph_id", "-1")])
+    }
+
+    fn new(entries: &[(&str, &str)]) -> Result<Self> {
+        let mut options = std::ptr::null_mut();
+        // SAFETY: the pointer is valid for the call.
+        check(unsafe { (ort::api().CreateRunOptions)(&raw mut options) })?;
+        let options = Self(options);
+        for (key, value) in entries {
+            let (key, value) = (c_name(key)?, c_name(value)?);
+            // SAFETY: the options were just made, and both texts are copied.
+            check(unsafe { (ort::api().AddRunConfigEntry)(options.0, key.as_ptr(), value.as_ptr()) })?;
+        }
+        Ok(options)
+    }
+
+    pub fn ptr(&self) -> *const sys::OrtRunOptions {
+        self.0
+    }
+}
+
+impl Drop for RunOptions {
+    fn drop(&mut self) {
+        // SAFETY: made by this value, and no run is in flight.
+        unsafe { (ort::api().ReleaseRunOptions)(self.0) };
+    }
 }
 
 struct Bound {
@@ -35,9 +74,14 @@ struct Bound {
 }
 
 impl Binding {
-    pub(super) fn new(inner: ort::session::IoBinding, session: *const sys::OrtSession, ports: Arc<Ports>) -> Self {
+    pub(super) fn new(
+        inner: ort::session::IoBinding,
+        session: *const sys::OrtSession,
+        ports: Arc<Ports>,
+        options: Option<RunOptions>,
+    ) -> Self {
         let unbound_inputs = ports.inputs.len();
-        Self { inner, bound: Vec::new(), session, ports, unbound_inputs, on_device: false }
+        Self { inner, bound: Vec::new(), session, ports, unbound_inputs, options }
     }
 
     /// Binds input `name` to the bytes of `buffer` from `offset` on, read as `ty`. Bound again, the new place counts.
@@ -87,7 +131,6 @@ impl Binding {
         let call = if is_input { ort::api().BindInput } else { ort::api().BindOutput };
         // SAFETY: the binding, the name and the value are valid; `self` keeps the value and its memory alive.
         check(unsafe { call(self.inner.ptr().cast_mut(), c_name.as_ptr(), value.ptr()) })?;
-        self.on_device |= buffer.on_device();
         let name = name.to_owned();
         self.bound.push(Bound { name, is_input, addresses, _value: value, _buffer: buffer.clone() });
         self.unbound_inputs = self.ports.inputs.len() - self.bound.iter().filter(|bound| bound.is_input).count();
@@ -111,9 +154,9 @@ impl Binding {
         self.inner.ptr()
     }
 
-    /// Waits until what the last run wrote can be read; runs on the CPU are over when they return.
-    pub(super) fn synchronize(&self) -> Result<()> {
-        if self.on_device { self.inner.synchronize_outputs().map_err(ort_error) } else { Ok(()) }
+    /// The options to run with, or null.
+    pub(super) fn options(&self) -> *const sys::OrtRunOptions {
+        self.options.as_ref().map_or(std::ptr::null(), RunOptions::ptr)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod library;
 pub mod probe;
 pub mod profile;
 pub mod program;
+mod results;
 pub mod session;
 mod value;
 
@@ -26,7 +27,7 @@ pub use binding::Binding;
 pub use evaluation::Evaluation;
 pub use library::{Runtime, load, load_with};
 pub use program::{Losses, Program};
-pub use session::{Device, Engine, Session};
+pub use session::{CudaOptions, Device, Engine, Session};
 
 use crate::error::Error;
 

@@ -8,7 +8,9 @@
 use super::arena::{Buffer, Layout, Memory};
 use super::binding::Binding;
 use super::buffers::{Buffers, FlatStage, Gradient, Sides};
+use super::cuda::Uploads;
 use super::profile::NodeTime;
+use super::results::{Part, Place, Results};
 use super::session::{Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
@@ -32,7 +34,7 @@ pub struct Losses {
 
 impl Losses {
     /// Adds those of a micro-batch that is `share` of the batch.
-    fn add(&mut self, other: Self, share: f32) {
+    pub(super) fn add(&mut self, other: Self, share: f32) {
         self.ascent = match (self.ascent, other.ascent) {
             (Some(a), Some(b)) => Some(a + share * b),
             (None, b) => b.map(|b| share * b),
@@ -84,6 +86,8 @@ struct GradStage {
     subsets: Vec<(Session, [Binding; 2])>,
     inputs: Vec<Buffer>,
     labels: Buffer,
+    /// The way to each of the inputs, and to the labels, on a device.
+    uploads: Vec<Uploads>,
     scores: Buffer,
     batch: usize,
     /// Bytes of a sample, by input.
@@ -111,6 +115,7 @@ pub struct Program {
     pub(super) buffers: Buffers,
     pub(super) sides: Sides,
     steps: u64,
+    results: Results,
     /// Wall time per stage since the start.
     pub times: StageTimes,
 }
@@ -160,6 +165,7 @@ impl Program {
             buffers,
             sides: Sides::default(),
             steps: 0,
+            results: Results::new(memory)?,
             times: StageTimes::default(),
         };
         program.add(stages)?;
@@ -251,7 +257,21 @@ impl Program {
         };
         let subsets = stages.subsets.iter().map(subset).collect::<Result<_>>()?;
         let score = stages.score.as_ref().map(score).transpose()?;
-        self.grads.push(GradStage { session, bindings, score, subsets, inputs, labels, scores, batch, widths });
+        let sizes = stages.inputs.iter().map(|(_, ty)| ty.bytes()).chain([batch * DType::I64.width()]);
+        let uploads = memory.gpu().map(|gpu| sizes.map(|n| Uploads::new(gpu, n)).collect::<Result<_>>()).transpose()?;
+        let uploads = uploads.unwrap_or_default();
+        self.grads.push(GradStage {
+            session,
+            bindings,
+            score,
+            subsets,
+            inputs,
+            labels,
+            uploads,
+            scores,
+            batch,
+            widths,
+        });
         Ok(())
     }
 
@@ -293,8 +313,49 @@ impl Program {
     ///
     /// # Errors
     /// A batch size or shape that was not compiled, a node that fails, or a loss that is not finite: names step and stage, and the first
-    /// parameter whose value or gradient is not finite. The weights are then those before the step.
+    /// parameter whose value or gradient is not finite. The weights are then those before the step; on a device, where steps are only
+    /// started, some later ones.
     pub fn step(&mut self, inputs: &[&[u8]], labels: &[i64], lr: f32, rho: f32) -> Result<Losses> {
+        self.start_step(inputs, labels, lr, rho)?;
+        let last = self.finished()?.pop();
+        last.ok_or_else(|| Error::new("the step left no losses"))
+    }
+
+    /// Whether steps are only started, so that what they measured is better asked for after some of them.
+    pub fn runs_ahead(&self) -> bool {
+        self.buffers.memory.gpu().is_some()
+    }
+
+    /// Bytes of the device's memory that are taken, by whomever; none on the host.
+    ///
+    /// # Errors
+    /// What CUDA says.
+    pub fn device_bytes(&self) -> Result<Option<usize>> {
+        self.buffers.memory.gpu().map(|gpu| Ok(gpu.memory()?.0)).transpose()
+    }
+
+    /// What the steps since the last call measured, in order; waits for them.
+    ///
+    /// # Errors
+    /// As [`Program::step`].
+    pub fn finished(&mut self) -> Result<Vec<Losses>> {
+        let losses = self.results.finish()?;
+        let first = self.steps - losses.len() as u64;
+        for (i, l) in losses.iter().enumerate() {
+            for (way, loss) in [(Way::Up, l.ascent), (Way::Down, Some(l.descent))] {
+                if let Some(loss) = loss.filter(|l| !l.is_finite()) {
+                    return Err(self.not_finite(way, loss, self.sides.theta, first + i as u64 + 1)?);
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    /// As [`Program::step`], for [`Program::finished`] to say what it measured.
+    ///
+    /// # Errors
+    /// As [`Program::step`].
+    pub fn start_step(&mut self, inputs: &[&[u8]], labels: &[i64], lr: f32, rho: f32) -> Result<()> {
         let n = labels.len();
         if let Some(missing) = self.missing_batch_size(n, &fed_widths(inputs, n)) {
             return Err(not_compiled(missing));
@@ -302,14 +363,18 @@ impl Program {
         self.buffers.lr.write_f32(&[lr])?;
         self.buffers.rho.write_f32(&[rho / self.options.swp_beta])?;
         let climbs = self.perturb.is_some() && self.steps.is_multiple_of(self.options.period as u64);
-        let micro = self.options.micro_batch.unwrap_or(n).min(n);
-        let mut losses = Losses { ascent: None, descent: 0.0, correct: 0.0 };
-        for first in (0..n).step_by(micro.max(1)) {
+        let micro = self.options.micro_batch.unwrap_or(n).min(n).max(1);
+        let mut parts = Vec::with_capacity(n.div_ceil(micro));
+        self.results.begin(n.div_ceil(micro))?;
+        for first in (0..n).step_by(micro) {
             let part = first..(first + micro).min(n);
             let share = part.len() as f32 / n as f32;
             let number = first / micro;
             let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, number));
-            losses.add(self.gradient_at(inputs, labels, part, number, climbs, choice)?, share);
+            let [ascent, descent, correct] = self.gradient_at(inputs, labels, part, number, climbs, choice)?;
+            let missing = || Error::new("a pass left no loss");
+            let (descent, correct) = (descent.ok_or_else(missing)?, correct.ok_or_else(missing)?);
+            parts.push(Part { share, ascent, descent, correct });
             if let Some(stage) = &mut self.accumulate {
                 self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
                 self.buffers.share.write_f32(&[share])?;
@@ -330,11 +395,12 @@ impl Program {
         self.times.update += start.elapsed();
         self.sides.theta = 1 - self.sides.theta;
         self.steps += 1;
-        Ok(losses)
+        self.results.end(parts);
+        Ok(())
     }
 
     /// The gradient of micro-batch `number`, after its perturbation, of some parameters by `choice`, if it `climbs`. Running
-    /// statistics move with the first pass.
+    /// statistics move with the first pass. Returns the losses of the ascent and the descent, and what was correct.
     fn gradient_at(
         &mut self,
         inputs: &[&[u8]],
@@ -343,7 +409,7 @@ impl Program {
         number: usize,
         climbs: bool,
         choice: Option<usize>,
-    ) -> Result<Losses> {
+    ) -> Result<[Option<Place>; 3]> {
         let (here, there) = (self.sides.theta, 1 - self.sides.theta);
         let mut rows: Vec<usize> = part.collect();
         let (first, second) = self.options.samples(rows.len());
@@ -351,7 +417,7 @@ impl Program {
         if first < rows.len() {
             let which = self.feed(inputs, labels, &rows)?;
             let scores = self.score(which, here)?;
-            correct = Some(self.buffers.correct.scalar()?);
+            correct = Some(self.results.take(&self.buffers.correct)?);
             rows = highest(&scores, first).into_iter().map(|i| rows[i]).collect();
         }
         let mut which = self.feed(inputs, labels, &rows)?;
@@ -362,7 +428,7 @@ impl Program {
             self.start_at_random(number)?;
             ascent = Some(self.pass(which, start, Way::Up, choice)?);
             self.move_statistics()?;
-            correct = Some(correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?);
+            correct = Some(correct.map_or_else(|| self.results.take(&self.buffers.correct), Ok)?);
             let before = (second < rows.len()).then(|| self.grads[which].scores.read_f32(rows.len())).transpose()?;
             let start = Instant::now();
             if let Some(stage) = &mut self.perturb {
@@ -381,8 +447,8 @@ impl Program {
         if !climbs {
             self.move_statistics()?;
         }
-        let correct = correct.map_or_else(|| self.buffers.correct.scalar(), Ok)?;
-        Ok(Losses { ascent, descent, correct })
+        let correct = correct.map_or_else(|| self.results.take(&self.buffers.correct), Ok)?;
+        Ok([ascent, Some(descent), Some(correct)])
     }
 
     /// Moves to where the ascent of micro-batch `number` starts, in the other parameter buffer, if that is random.
@@ -410,11 +476,12 @@ impl Program {
         let widths = fed_widths(inputs, labels.len());
         let which = self.stage(rows.len(), &widths).ok_or_else(|| not_compiled(rows.len()))?;
         let stage = &self.grads[which];
-        for ((buffer, bytes), width) in stage.inputs.iter().zip(inputs).zip(widths) {
-            write_rows(buffer, bytes, width, rows)?;
+        let buffers = stage.inputs.iter().chain([&stage.labels]);
+        let bytes = inputs.iter().copied().chain([bytemuck::cast_slice(labels)]);
+        let widths = widths.into_iter().chain([DType::I64.width()]);
+        for (i, ((buffer, bytes), width)) in buffers.zip(bytes).zip(widths).enumerate() {
+            write_rows(buffer, stage.uploads.get(i), bytes, width, rows)?;
         }
-        let width = DType::I64.width();
-        write_rows(&stage.labels, bytemuck::cast_slice(labels), width, rows)?;
         Ok(which)
     }
 
@@ -436,7 +503,7 @@ impl Program {
         Ok(())
     }
 
-    fn pass(&mut self, which: usize, side: usize, way: Way, choice: Option<usize>) -> Result<f32> {
+    fn pass(&mut self, which: usize, side: usize, way: Way, choice: Option<usize>) -> Result<Place> {
         let start = Instant::now();
         self.buffers.phase.write(0, &[u8::from(way == Way::Up)])?;
         let grad = &mut self.grads[which];
@@ -452,10 +519,15 @@ impl Program {
             grad.session.run_bound(&grad.bindings[way as usize][side])?;
         }
         self.times.grad += start.elapsed();
-        let loss = self.buffers.loss.scalar()?;
-        if loss.is_finite() {
-            return Ok(loss);
+        let place = self.results.take(&self.buffers.loss)?;
+        match self.results.now(place).filter(|loss| !loss.is_finite()) {
+            Some(loss) => Err(self.not_finite(way, loss, side, self.steps + 1)?),
+            None => Ok(place),
         }
+    }
+
+    /// The error that says that the loss of a pass is not finite, and where that begins.
+    fn not_finite(&self, way: Way, loss: f32, side: usize, step: u64) -> Result<Error> {
         let culprit = |buffer: &Buffer, what: &str| -> Result<Option<String>> {
             let flat = buffer.read_f32(self.layout.len())?;
             let tensors = self.layout.unpack(&flat);
@@ -473,7 +545,7 @@ impl Program {
         };
         let stage = if way == Way::Up { "ascent" } else { "descent" };
         let first = first.map_or(String::new(), |f| format!("; first value not finite: {f}"));
-        Err(Error::new(format!("the loss is {loss} in the {stage} pass of step {}{first}", self.steps + 1)).hint(
+        Ok(Error::new(format!("the loss is {loss} in the {stage} pass of step {step}{first}")).hint(
             "lower --lr or --rho, clip the gradient with --clip-norm, or check the data; the last checkpoint is kept",
         ))
     }
@@ -484,7 +556,9 @@ impl Program {
     /// As [`Program::step`].
     pub fn ascend(&mut self, inputs: &[&[u8]], labels: &[i64]) -> Result<f32> {
         let which = self.feed(inputs, labels, &(0..labels.len()).collect::<Vec<_>>())?;
-        self.pass(which, self.sides.theta, Way::Up, None)
+        self.results.begin(1)?;
+        self.pass(which, self.sides.theta, Way::Up, None)?;
+        self.buffers.loss.scalar()
     }
 
     /// Moves the perturbed weights to a distance of `rho` along the last ascent's gradient.
@@ -601,16 +675,32 @@ pub fn scale_by_filters(noise: &mut [Vec<f32>], weights: &[Vec<f32>], params: &[
     }
 }
 
-/// Copies these rows of `len` bytes each to the start of a buffer.
-fn write_rows(buffer: &Buffer, bytes: &[u8], len: usize, rows: &[usize]) -> Result<()> {
-    let mut done = 0;
-    while let Some(first) = rows.get(done) {
-        // As many as follow each other are one copy.
-        let run = rows[done..].iter().enumerate().take_while(|(i, r)| **r == first + i).count();
-        buffer.write(done * len, &bytes[first * len..(first + run) * len])?;
-        done += run;
+/// Copies these rows of `len` bytes each to the start of a buffer, on a device by its `uploads`.
+fn write_rows(buffer: &Buffer, uploads: Option<&Uploads>, bytes: &[u8], len: usize, rows: &[usize]) -> Result<()> {
+    // As many as follow each other are one copy.
+    let runs = rows.chunk_by(|a, b| a + 1 == *b).map(|run| &bytes[run[0] * len..(run[0] + run.len()) * len]);
+    match uploads {
+        Some(uploads) => {
+            let target = buffer.pointer(0, rows.len() * len)?;
+            let fill = |mut to: &mut [u8]| {
+                for run in runs {
+                    let (here, rest) = to.split_at_mut(run.len());
+                    here.copy_from_slice(run);
+                    to = rest;
+                }
+            };
+            // SAFETY: the buffer has that many bytes on the device, and so have the uploads of this stage's inputs.
+            unsafe { uploads.send(target, rows.len() * len, fill) }
+        }
+        None => {
+            let mut done = 0;
+            for run in runs {
+                buffer.write(done, run)?;
+                done += run.len();
+            }
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// The places of the `n` highest scores, in order; of equal ones the first.

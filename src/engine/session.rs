@@ -1,16 +1,19 @@
 //! Compiled graphs on a device.
 
+use super::binding::RunOptions;
 use super::library::{Runtime, take_log};
 use super::profile::{self, Destination, NodeTime};
 use super::value::{Value, check};
-use super::{Binding, ort_error};
+use super::{Binding, cuda, ort_error};
+use crate::autodiff::DOMAIN;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
+use crate::step::placement::for_cuda;
 use crate::trace::{Evaluator, encode};
 use onnx_protobuf::NodeProto;
 use ort::AsPointer;
-use ort::ep::{CPU, CUDA};
+use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CPU, CUDA};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel};
 use ort::sys::ONNXTensorElementDataType;
@@ -67,6 +70,24 @@ pub struct Engine {
     pub device: Device,
     /// Whether sessions measure their nodes ([`Session::profile`]), which costs some microseconds a node.
     pub profiled: bool,
+    /// How graphs run on CUDA.
+    pub cuda: CudaOptions,
+}
+
+/// How graphs run on CUDA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Factors of convolutions and matrix products may be rounded to TF32 (10 bits instead of 23).
+    pub tf32: bool,
+    /// A session is captured as a CUDA graph in its first run over a binding and replayed from then on, where all of its nodes are on
+    /// the device.
+    pub graphs: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { tf32: false, graphs: true }
+    }
 }
 
 impl Engine {
@@ -87,7 +108,7 @@ impl Engine {
             let cause = format!("device {device}: ONNX Runtime {} was built without CUDA", runtime.version);
             return Err(Error::new(cause).hint(CUDA_HINT));
         }
-        Ok(Self { runtime, device, profiled: false })
+        Ok(Self { runtime, device, profiled: false, cuda: CudaOptions::default() })
     }
 
     /// Compiles a graph whose parameters and statistics are inputs.
@@ -95,21 +116,57 @@ impl Engine {
     /// # Errors
     /// Whatever ONNX Runtime says about the graph or the device.
     pub fn compile(&self, graph: &Graph) -> Result<Session> {
+        let served = (self.device != Device::Cpu).then(|| for_cuda(graph));
+        let graph = served.as_ref().unwrap_or(graph);
         let mut model = emit(graph, Weights::Inputs);
         if let Some(proto) = model.graph.as_mut() {
             order_leaves(graph, &mut proto.node);
         }
-        self.compile_model(&encode(&model)?)
+        self.session(&encode(&model)?, graph.opsets.contains_key(DOMAIN))
     }
 
-    /// Compiles a complete model.
+    /// Compiles a complete model; on CUDA, of standard operators.
     ///
     /// # Errors
     /// Whatever ONNX Runtime says about the model or the device.
     pub fn compile_model(&self, model: &[u8]) -> Result<Session> {
-        let profile = self.profiled.then(Destination::new).transpose()?;
-        Session::new(self.runtime, model, self.device, GraphOptimizationLevel::All, profile)
+        self.session(model, false)
     }
+
+    /// Compiles a model; `ours` says whether it has operators of domain `bisam`, which on CUDA need a compiler and cuDNN.
+    fn session(&self, model: &[u8], ours: bool) -> Result<Session> {
+        let target = match self.device {
+            Device::Cpu => Target::Cpu { arena: true },
+            Device::Cuda(number) => {
+                let device = cuda::Device::get(&self.runtime.path, number)
+                    .map_err(|e| Error::new(format!("device {}: {}", self.device, e.cause())).hint(CUDA_HINT))?;
+                Target::Cuda(device, self.cuda)
+            }
+        };
+        let level = GraphOptimizationLevel::All;
+        let compile = |target: Target| {
+            let profile = self.profiled.then(Destination::new).transpose()?;
+            Session::new(self.runtime, model, target, level, ours, profile)
+        };
+        match target {
+            Target::Cuda(device, options) if options.graphs && !self.profiled => {
+                // A graph with a node that the device does not have cannot be captured, and runs node by node.
+                compile(target).or_else(|_| compile(Target::Cuda(device, CudaOptions { graphs: false, ..options })))
+            }
+            Target::Cuda(device, options) => compile(Target::Cuda(device, CudaOptions { graphs: false, ..options })),
+            Target::Cpu { .. } => compile(target),
+        }
+    }
+}
+
+/// Where one session runs.
+#[derive(Clone, Copy)]
+enum Target {
+    /// What runs once gives its memory back instead of keeping it in an arena.
+    Cpu {
+        arena: bool,
+    },
+    Cuda(&'static cuda::Device, CudaOptions),
 }
 
 /// Puts nodes that nothing reads behind all others, the first of them last; `nodes` are the graph's.
@@ -127,7 +184,8 @@ fn order_leaves(graph: &Graph, nodes: &mut Vec<NodeProto>) {
 
 impl Evaluator for Engine {
     fn evaluate(&self, model: &[u8], inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
-        Session::new(self.runtime, model, Device::Cpu, GraphOptimizationLevel::Disable, None)?.run(inputs)
+        let target = Target::Cpu { arena: false };
+        Session::new(self.runtime, model, target, GraphOptimizationLevel::Disable, true, None)?.run(inputs)
     }
 }
 
@@ -179,36 +237,49 @@ pub struct Session {
     inputs: Vec<String>,
     outputs: Vec<String>,
     profile: Option<Destination>,
+    on_device: bool,
+    /// How many were made.
+    bindings: Cell<usize>,
 }
 
 impl Session {
     fn new(
         runtime: &Runtime,
         model: &[u8],
-        device: Device,
+        target: Target,
         level: GraphOptimizationLevel,
+        ours: bool,
         profile: Option<Destination>,
     ) -> Result<Self> {
         take_log();
         // Why CUDA cannot be had, such as a missing library, is only ever logged.
-        let explain = |error: Error| match device {
-            Device::Cpu => error,
-            Device::Cuda(_) => {
+        let explain = |error: Error| match target {
+            Target::Cpu { .. } => error,
+            Target::Cuda(device, _) => {
                 let logged = take_log().pop().map(|line| super::plain(&line).replace('\n', " "));
                 let why =
                     logged.filter(|line| line != error.cause()).map_or_else(String::new, |line| format!("; {line}"));
-                Error::new(format!("device {device}: {}{why}", error.cause())).hint(CUDA_HINT)
+                Error::new(format!("device cuda:{}: {}{why}", device.number(), error.cause())).hint(CUDA_HINT)
             }
         };
-        // What runs once, without optimization, gives its memory back instead of keeping it in an arena.
-        let once = level == GraphOptimizationLevel::Disable;
-        let provider = match device {
-            Device::Cpu => CPU::default().with_arena_allocator(!once).build(),
-            Device::Cuda(n) => {
-                super::cuda::preload(&runtime.path);
-                CUDA::default().with_device_id(n).with_tf32(false).build().error_on_failure()
+        let (provider, operators) = match target {
+            Target::Cpu { arena } => {
+                let operators = super::kernels::domain()?;
+                (CPU::default().with_arena_allocator(arena).build(), Some(operators))
+            }
+            Target::Cuda(device, options) => {
+                let provider = CUDA::default()
+                    .with_device_id(device.number())
+                    .with_tf32(options.tf32)
+                    .with_cuda_graph(options.graphs)
+                    // Every session's work goes into one stream, so that it follows in order without anybody waiting.
+                    .with_arbitrary_config("has_user_compute_stream", 1)
+                    .with_arbitrary_config("user_compute_stream", device.stream() as usize);
+                let operators = ours.then(|| cuda::domain(device, options.tf32)).transpose()?;
+                (provider.build().error_on_failure(), operators)
             }
         };
+        let once = matches!(target, Target::Cpu { arena: false });
         let builder = ort::session::Session::builder(runtime.environment()).map_err(ort_error)?;
         // `ort` asks for the most efficient device by default, which need not be the CPU.
         let builder = builder.with_auto_device(AutoDevicePolicy::PreferCPU).map_err(ort_error)?;
@@ -217,9 +288,10 @@ impl Session {
         // doubles the peak (ResNet-56, batch 128: 761 MB with, 431 without) and saves no time.
         let builder = builder.with_memory_pattern(false).map_err(ort_error)?;
         let builder = if once { builder } else { builder.with_env_allocators().map_err(ort_error)? };
-        let builder = match device {
-            Device::Cpu => builder.with_operators(super::kernels::domain()?).map_err(ort_error)?,
-            Device::Cuda(_) => builder,
+        let operates = operators.is_some();
+        let builder = match operators {
+            Some(operators) => builder.with_operators(operators).map_err(ort_error)?,
+            None => builder,
         };
         let builder = match &profile {
             Some(profile) => builder.with_profiling(profile.prefix()).map_err(ort_error)?,
@@ -228,7 +300,7 @@ impl Session {
         // ONNX Runtime keeps the domains it has seen without a lock: the first session that brings ours must be alone.
         static FIRST: Mutex<bool> = Mutex::new(false);
         let mut seen = FIRST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let alone = (!*seen && device == Device::Cpu).then(|| {
+        let alone = (operates && !*seen).then(|| {
             *seen = true;
             seen
         });
@@ -239,7 +311,8 @@ impl Session {
         let ports = Ports { inputs: ports(inner.inputs()), outputs: ports(inner.outputs()) };
         let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
         let (inputs, outputs) = (names(&ports.inputs), names(&ports.outputs));
-        Ok(Self { inner, ports: Arc::new(ports), inputs, outputs, profile })
+        let on_device = matches!(target, Target::Cuda(..));
+        Ok(Self { inner, ports: Arc::new(ports), inputs, outputs, profile, on_device, bindings: Cell::new(0) })
     }
 
     /// Names of the inputs, in order.
@@ -287,11 +360,12 @@ impl Session {
         let value_ptrs: Vec<_> = values.iter().map(|v| v.ptr().cast_const()).collect();
         let output_ptrs: Vec<_> = outputs.iter().map(|n| n.as_ptr()).collect();
         let mut results = vec![std::ptr::null_mut(); outputs.len()];
+        let options = self.on_device.then(RunOptions::unbound).transpose()?;
         // SAFETY: every array has the length that is passed, and every pointer in it is valid through the call.
         check(unsafe {
             (ort::api().Run)(
                 self.inner.ptr_mut(),
-                std::ptr::null(),
+                options.as_ref().map_or(std::ptr::null(), RunOptions::ptr),
                 name_ptrs.as_ptr(),
                 value_ptrs.as_ptr(),
                 value_ptrs.len(),
@@ -311,10 +385,13 @@ impl Session {
     /// When ONNX Runtime cannot make one.
     pub fn binding(&self) -> Result<Binding> {
         let inner = self.inner.create_binding().map_err(ort_error)?;
-        Ok(Binding::new(inner, self.inner.ptr(), Arc::clone(&self.ports)))
+        // Every binding has addresses of its own, and so a graph of its own.
+        self.bindings.set(self.bindings.get() + 1);
+        let options = self.on_device.then(|| RunOptions::bound(self.bindings.get())).transpose()?;
+        Ok(Binding::new(inner, self.inner.ptr(), Arc::clone(&self.ports), options))
     }
 
-    /// Runs over bound memory; nothing is allocated or copied on this side.
+    /// Runs over bound memory; nothing is allocated or copied on this side. A run on a device is only started.
     ///
     /// # Errors
     /// An input that is not bound, a binding of another session, or a node that fails.
@@ -322,8 +399,7 @@ impl Session {
         binding.ready(self.inner.ptr())?;
         // SAFETY: the binding was made by this session's `binding`, all inputs are bound, and it keeps its memory alive;
         // nothing else uses the memory while the call lasts, because buffers are neither `Send` nor `Sync`.
-        check(unsafe { (ort::api().RunWithBinding)(self.inner.ptr_mut(), std::ptr::null(), binding.ptr()) })?;
-        binding.synchronize()
+        check(unsafe { (ort::api().RunWithBinding)(self.inner.ptr_mut(), binding.options(), binding.ptr()) })
     }
 
     /// What every node took in the runs so far; measures no more. Empty unless the engine is profiled, and a second time.
@@ -337,10 +413,6 @@ impl Session {
 
     fn inputs_hint(&self) -> String {
         format!("the inputs are {}", self.inputs.join(", "))
-    }
-
-    pub(super) fn allocator(&self, info: MemoryInfo<'_>) -> Result<ort::memory::Allocator> {
-        ort::memory::Allocator::new(&self.inner, info).map_err(ort_error)
     }
 }
 

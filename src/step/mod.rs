@@ -10,6 +10,7 @@ pub mod loss;
 pub mod names;
 pub mod options;
 pub mod perturb;
+pub mod placement;
 mod prepare;
 pub mod report;
 pub mod stages;

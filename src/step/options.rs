@@ -356,7 +356,7 @@ impl StepOptions {
             );
         }
         if self.recompute && self.kernels == Kernels::Plain {
-            return Err(Error::new("recompute needs the fused kernels, which run on the CPU only")
+            return Err(Error::new("recompute needs the fused kernels")
                 .hint("leave it out, or --kernels plain; --micro-batch saves memory, too"));
         }
         if self.nesterov && self.momentum == 0.0 {

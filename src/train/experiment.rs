@@ -4,10 +4,9 @@ use super::log::Summary;
 use super::metrics::Metric;
 use super::recipe::{Recipe, table, toml_error};
 use super::run::{Observer, train};
-use crate::engine::{Device, Engine};
+use crate::engine::Engine;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::write_atomically;
-use crate::step::Kernels;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -153,11 +152,8 @@ impl Experiment {
         let mut done = 0;
         for seed in 0..seeds {
             for (row, column) in self.cells() {
-                let mut recipe = self.recipe(row, column, seed)?;
+                let recipe = self.recipe(row, column, seed)?;
                 let folder = self.folder(out, row, column, recipe.seed);
-                if engine.device != Device::Cpu {
-                    recipe.step.kernels = Kernels::Plain;
-                }
                 done += 1;
                 if is_finished(&folder, &recipe)? {
                     continue;

@@ -10,7 +10,7 @@ use super::schedule::Unit;
 use crate::adapt::{Untied, append_head, freeze, replace_head, untie};
 use crate::data::Spec;
 use crate::engine::program::State;
-use crate::engine::{Engine, Evaluation, Program};
+use crate::engine::{Engine, Evaluation, Losses, Program};
 use crate::error::{Error, IoContext, Result};
 use crate::export::{export, fresh, with_values};
 use crate::ir::{Graph, Tensor};
@@ -119,6 +119,8 @@ pub fn train(
     let epochs = (total as usize).div_ceil(per_epoch);
     observer.start(position.steps, total, recipe.metric);
     let started = Instant::now();
+    // Samples and learning rate of the steps whose losses are not known yet.
+    let mut under_way = Vec::new();
     while position.steps < total {
         let epoch_start = Instant::now();
         let first_batch = position.batch;
@@ -130,28 +132,24 @@ pub fn train(
             };
             let lr = recipe.lr * recipe.schedule.factor(t, span, recipe.warmup);
             let rho = recipe.step.rho * recipe.rho_schedule.factor(t, span, 0);
-            let losses = program.step(&bytes(&batch), &batch.labels, lr, rho)?;
-            let n = batch.labels.len() as f64;
+            program.start_step(&bytes(&batch), &batch.labels, lr, rho)?;
+            under_way.push((batch.labels.len(), lr));
             position.steps += 1;
             position.batch += 1;
-            position.sums[0] += f64::from(losses.descent) * n;
-            position.sums[1] += f64::from(losses.correct);
-            position.sums[2] += n;
-            let report = StepReport {
-                step: position.steps,
-                epoch: position.epoch,
-                ascent_loss: losses.ascent,
-                loss: losses.descent,
-                accuracy: losses.correct / n as f32,
-                lr,
-            };
-            if position.steps.is_multiple_of(recipe.log_every as u64) {
-                log.step(&report)?;
+            let every = |n: usize| n > 0 && position.steps.is_multiple_of(n as u64);
+            let due = every(recipe.checkpoint_every);
+            let last = position.steps == total || position.batch == per_epoch;
+            if !program.runs_ahead() || every(recipe.log_every) || due || last || stop.load(Ordering::Relaxed) {
+                for report in reports(&mut program, &mut position, &mut under_way)? {
+                    if report.step.is_multiple_of(recipe.log_every as u64) {
+                        log.step(&report)?;
+                    }
+                    observer.step(&report);
+                }
             }
-            observer.step(&report);
             data.train.recycle(batch);
-            let due = recipe.checkpoint_every > 0 && position.steps.is_multiple_of(recipe.checkpoint_every as u64);
-            let stopping = stop.load(Ordering::Relaxed);
+            // Only between steps that are all known.
+            let stopping = under_way.is_empty() && stop.load(Ordering::Relaxed);
             if due || stopping {
                 checkpoint::save(&file, &position, &program.state()?, best.as_ref(), &names)?;
             }
@@ -233,6 +231,31 @@ pub fn train(
     let json = serde_json::to_vec_pretty(&summary).map_err(|e| Error::new(e.to_string()))?;
     crate::onnx::write_atomically(&out.join("summary.json"), &json)?;
     Ok(summary)
+}
+
+/// What the steps `under_way`, by samples and learning rate, measured, which is added to the epoch's sums.
+fn reports(
+    program: &mut Program,
+    position: &mut Position,
+    under_way: &mut Vec<(usize, f32)>,
+) -> Result<Vec<StepReport>> {
+    let first = position.steps - under_way.len() as u64 + 1;
+    let steps = (first..).zip(under_way.drain(..)).zip(program.finished()?);
+    let report = |((step, (samples, lr)), losses): ((u64, (usize, f32)), Losses)| {
+        let n = samples as f64;
+        position.sums[0] += f64::from(losses.descent) * n;
+        position.sums[1] += f64::from(losses.correct);
+        position.sums[2] += n;
+        StepReport {
+            step,
+            epoch: position.epoch,
+            ascent_loss: losses.ascent,
+            loss: losses.descent,
+            accuracy: losses.correct / samples as f32,
+            lr,
+        }
+    };
+    Ok(steps.map(report).collect())
 }
 
 /// The graph to train, with a head of as many classes as the recipe asks for: the last linear layer gets new parameters, or a

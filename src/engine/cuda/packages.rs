@@ -3,7 +3,7 @@
 //! `pip install "onnxruntime-gpu[cuda,cudnn]"` puts CUDA's libraries into `site-packages/nvidia`, where the dynamic loader does
 //! not look. A library that is loaded already is not looked for again.
 
-use super::find::entries;
+use super::super::find::entries;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -21,7 +21,7 @@ const NEEDED: [&str; 9] = [
 ];
 
 /// Loads CUDA's libraries for the ONNX Runtime at `runtime`, once. What is not there the provider will name.
-pub(super) fn preload(runtime: &Path) {
+pub fn preload(runtime: &Path) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for library in packaged(runtime) {
