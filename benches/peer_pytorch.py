@@ -1,15 +1,18 @@
-"""Times training steps of PyTorch (eager or compiled, CPU), the peer that the benchmarks compare with.
+"""Times training steps of PyTorch (eager, compiled, or a captured CUDA graph), the peer that the benchmarks compare with.
 
     python benches/peer_pytorch.py resnet20 bisam --threads 2 --memory-format channels_last --steps 10
     python benches/peer_pytorch.py resnet20 bisam --threads 2 --serve
+    python benches/peer_pytorch.py resnet56 bisam --device cuda --graph --tf32
 
-Prints one JSON line: step_ms (median), steps_ms, peak_bytes (most memory that the process ever held), torch (version).
+Prints one JSON line: step_ms (median), steps_ms, peak_bytes (most memory that the process ever held; on CUDA most that its tensors
+held there), torch (version).
 With --serve it reads lines `run K` from stdin and answers each with such a line, after K steps, until stdin ends: so a
 driver can alternate between peers within one run. Before all, --warmup steps run untimed.
 The networks are those that `models/make.py --full DIR` exports.
 """
 
 import argparse
+import functools
 import json
 import math
 import resource
@@ -27,7 +30,7 @@ import make  # noqa: E402
 
 BATCH = {
     "resnet20": 128, "resnet56": 128, "resnet110": 128, "wrn28-2": 128, "densenet121": 64, "vgg19bn": 128, "mobilenet_v2": 64,
-    "vit": 64, "bert": 32, "minilm": 32,
+    "vit": 64, "bert": 32, "minilm": 32, "wrn28-10": 128, "vit_b16": 64, "bert_base": 32,
 }
 GAMMA = math.log(math.e - 1)
 
@@ -87,17 +90,35 @@ class Trainer:
             norm.momentum = momentum
 
 
-def timed(trainer, inputs, labels, steps):
+def captured(step):
+    """The whole step as one CUDA graph, after the warm-up on a stream of its own that PyTorch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def timed(step, steps, device):
     """Runs the steps; returns what the JSON line says."""
     times = []
+    on_device = device != "cpu"
     for _ in range(steps):
         start = time.perf_counter()
-        trainer.step(inputs, labels)
+        step()
+        if on_device:
+            torch.cuda.synchronize()
         times.append((time.perf_counter() - start) * 1e3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "step_ms": round(statistics.median(times), 3),
         "steps_ms": [round(t, 3) for t in times],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": torch.cuda.max_memory_reserved() if on_device else peak,
         "torch": torch.__version__,
     }
 
@@ -109,6 +130,9 @@ def main():
     parser.add_argument("--batch", type=int, help="default: that of the benchmark")
     parser.add_argument("--memory-format", choices=("contiguous", "channels_last"), default="contiguous")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph")
+    parser.add_argument("--tf32", action="store_true", help="let convolutions and matrix products use TF32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
@@ -116,24 +140,30 @@ def main():
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.benchmark = True
     model = make.FULL[options.model]
-    network = make.build(model).train()
+    network = make.build(model).train().to(options.device)
     batch = options.batch or BATCH[options.model]
     inputs = list(make.inputs(model, batch, seed=1).values())
     if options.memory_format == "channels_last":
         network = network.to(memory_format=torch.channels_last)
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
-    labels = torch.randint(2 if model.tokens else 10, (batch,), generator=torch.Generator().manual_seed(2))
+    inputs = [x.to(options.device) for x in inputs]
+    labels = torch.randint(2 if model.tokens else 10, (batch,), generator=torch.Generator().manual_seed(2)).to(options.device)
     trainer = Trainer(network, options.optimizer, compiled=options.compile)
+    step = functools.partial(trainer.step, inputs, labels)
+    if options.graph:
+        step = captured(step)
     for _ in range(options.warmup):
-        trainer.step(inputs, labels)
+        step()
     if not options.serve:
-        print(json.dumps(timed(trainer, inputs, labels, options.steps)))
+        print(json.dumps(timed(step, options.steps, options.device)))
         return
     for line in sys.stdin:
         command, count = line.split()
         assert command == "run", f"expected 'run K', read {line!r}"
-        print(json.dumps(timed(trainer, inputs, labels, int(count))), flush=True)
+        print(json.dumps(timed(step, int(count), options.device)), flush=True)
 
 
 if __name__ == "__main__":

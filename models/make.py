@@ -58,7 +58,9 @@ MODELS = {
 }
 
 BERT_MINI = {"hidden": 256, "layers": 4, "heads": 4, "vocabulary": 30522, "positions": 64}
-PAPER = ("resnet56", "wrn28-2", "densenet121", "vgg19bn")
+PAPER = ("resnet56", "wrn28-2", "wrn28-10", "densenet121", "vgg19bn")
+BERT_BASE = {"hidden": 768, "layers": 12, "heads": 12, "vocabulary": 30522, "positions": 512}
+VIT_B16 = {"image": 224, "patch": 16, "dim": 768, "depth": 12, "heads": 12, "classes": 1000}
 MINILM = {"hidden": 384, "layers": 3, "heads": 12, "vocabulary": 30522, "positions": 512}
 
 
@@ -77,6 +79,8 @@ FULL = {
     "vit": Model(lambda: arch.VisionTransformer(dim=192, depth=6, heads=3), "eval", opset=17),
     "bert": Model(lambda: arch.Bert(**BERT_MINI), "eval", opset=17, tokens={"vocabulary": 30522, "length": 64}),
     "minilm": Model(lambda: arch.Bert(**MINILM), "eval", opset=17, tokens={"vocabulary": 30522, "length": 64}),
+    "vit_b16": Model(lambda: arch.VisionTransformer(**VIT_B16), "eval", (3, 224, 224), opset=17),
+    "bert_base": Model(lambda: arch.Bert(**BERT_BASE), "eval", opset=17, tokens={"vocabulary": 30522, "length": 128}),
 }
 
 

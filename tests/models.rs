@@ -3,10 +3,10 @@
 use crate::common::{engine, npz, relative, repo};
 use bisam::adapt::Mode;
 use bisam::ir::Tensor;
-use bisam::onnx::{Weights, emit, import};
-use bisam::step::gradient::{Objective, gradient, with_all_initializers};
+use bisam::onnx::import;
+use bisam::step::Kernels;
+use bisam::step::gradient::{Objective, Request, gradient, with_all_initializers};
 use bisam::trace::Sizes;
-use onnx_protobuf::Message;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,13 +16,13 @@ const TOLERANCE: f64 = 1e-4;
 /// A gradient smaller than this share of the largest one is cancellation: its error is measured against this floor.
 const FLOOR: f64 = 1e-3;
 
-/// The gradients of `models/NAME.onnx` in `mode`, by initializer, with loss and logits.
-pub fn gradients(name: &str, mode: Mode, reference: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    gradients_of(&repo(&format!("models/{name}.onnx")), mode, reference)
-}
-
-/// The same of any file.
-pub fn gradients_of(file: &Path, mode: Mode, reference: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+/// The gradients of a model in `mode`, by initializer, with loss and logits.
+pub fn gradients_of(
+    file: &Path,
+    mode: Mode,
+    kernels: Kernels,
+    reference: &BTreeMap<String, Tensor>,
+) -> BTreeMap<String, Tensor> {
     let model = import(file).expect("imports");
     let graph = with_all_initializers(&model);
     let shapes: BTreeMap<String, Vec<usize>> =
@@ -30,9 +30,9 @@ pub fn gradients_of(file: &Path, mode: Mode, reference: &BTreeMap<String, Tensor
     let batch = shapes.values().next().expect("an input")[0];
     let sizes = Sizes { batch, shapes, ..Sizes::default() };
     let engine = engine();
-    let g = gradient(&graph, &sizes, mode, &Objective::CrossEntropy, (true, false), &engine).expect("differentiates");
-    let bytes = emit(&g.graph, Weights::Initializers).write_to_bytes().expect("encodes");
-    let mut session = engine.compile_model(&bytes).expect("compiles");
+    let request = Request { mode, objective: Objective::CrossEntropy, params: true, inputs: false, kernels };
+    let g = gradient(&graph, &sizes, &request, &engine).expect("differentiates");
+    let mut session = engine.compile_whole(&g.graph).expect("compiles");
     let inputs: Vec<(&str, &Tensor)> = session
         .inputs()
         .iter()
@@ -60,9 +60,11 @@ fn gradients_equal_pytorch() {
     assert!(names.len() >= 10, "only {names:?}");
     for name in names {
         let reference = npz(&repo(&format!("models/reference/{name}.npz")));
-        for (mode, prefix) in [(Mode::Eval, "eval"), (Mode::Train, "train")] {
+        let modes = [(Mode::Eval, "eval"), (Mode::Train, "train")];
+        let ways = modes.into_iter().flat_map(|m| [Kernels::Plain, Kernels::Fused].map(|k| (m, k)));
+        for ((mode, prefix), kernels) in ways {
             let prefix = if reference.contains_key(&format!("{prefix}/loss")) { prefix } else { "eval" };
-            let ours = gradients(&name, mode, &reference);
+            let ours = gradients_of(&repo(&format!("models/{name}.onnx")), mode, kernels, &reference);
             let key = |k: &str| format!("{prefix}/{k}");
             let want: BTreeMap<&str, &Tensor> = reference
                 .iter()
@@ -73,12 +75,12 @@ fn gradients_equal_pytorch() {
             let floor = FLOOR * want.values().map(|t| norm(t)).fold(0.0, f64::max);
             let loss = (ours["loss"].to_f32()[0], reference[&key("loss")].to_f32()[0]);
             if (loss.0 - loss.1).abs() > 1e-4 * loss.1.abs() {
-                failures.push(format!("{name} {prefix}: loss {} instead of {}", loss.0, loss.1));
+                failures.push(format!("{name} {prefix} {kernels:?}: loss {} instead of {}", loss.0, loss.1));
             }
             let mut worst: (f64, &str) = (0.0, "");
             for (k, t) in want {
                 let Some(g) = ours.get(k) else {
-                    failures.push(format!("{name} {prefix}: no {k}"));
+                    failures.push(format!("{name} {prefix} {kernels:?}: no {k}"));
                     continue;
                 };
                 assert_eq!(g.shape(), t.shape(), "{name} {k}");
@@ -87,9 +89,9 @@ fn gradients_equal_pytorch() {
                     worst = (error, k);
                 }
             }
-            println!("{name} {prefix}: worst {:.1e} at {}", worst.0, worst.1);
+            println!("{name} {prefix} {kernels:?}: worst {:.1e} at {}", worst.0, worst.1);
             if worst.0 > TOLERANCE {
-                failures.push(format!("{name} {prefix}: {} is off by {:.1e}", worst.1, worst.0));
+                failures.push(format!("{name} {prefix} {kernels:?}: {} is off by {:.1e}", worst.1, worst.0));
             }
         }
     }

@@ -347,7 +347,7 @@ fn kernel(b: &mut Builder<'_>, op: &str, inputs: &[ValueId], attrs: Attrs, outpu
 /// As Conv: X̄ = `ConvInputGrad`(Ȳ, W), W̄ = `ConvWeightGrad`(X, Ȳ), B̄ = Σ Ȳ over all but M; X [N,C,H,W], W [M,C/g,K₁,K₂]; ONNX Conv-11.
 pub fn conv(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let (x, weight, dy) = (c.x(0)?, c.x(1)?, c.dy()?);
-    c.attrs.ignore(&["strides", "dilations", "pads", "group"]);
+    c.attrs.ignore(&["strides", "dilations", "pads", "group", "bf16"]);
     let with = |name: &str, v: ValueId, b: &Builder<'_>| {
         let mut all = c.node.attrs.clone();
         all.insert(name.into(), list(&b.shape(v)[2..]));

@@ -102,7 +102,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         peak / 1_000_000
     );
     if let Some(device) = device {
-        text += &format!("; {} MB of the device's memory are taken", device / 1_000_000);
+        text += &format!("; {} MB on the device", device / 1_000_000);
     }
     if args.profile {
         value["nodes"] = (nodes.iter())

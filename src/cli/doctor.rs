@@ -1,7 +1,7 @@
 //! `bisam doctor`: what is loaded, what is missing, and the command that gets it.
 
 use super::Global;
-use crate::engine::probe::{accepted, usable};
+use crate::engine::probe::{accepted, has_kernels, usable};
 use crate::engine::{Device, Engine, Runtime, load_with};
 use crate::error::{Error, Result};
 use serde_json::json;
@@ -11,6 +11,8 @@ use std::path::Path;
 struct Cuda {
     device: Device,
     missing: Option<(String, String)>,
+    /// Why its own kernels cannot be had there, if nothing else is missing.
+    plain: Option<String>,
 }
 
 /// Runs the command.
@@ -28,7 +30,7 @@ pub fn run(global: &Global) -> Result<()> {
         "path": runtime.path, "version": runtime.version, "providers": runtime.providers, "threads": runtime.threads,
         "opset": newest.opset, "ir_version": newest.ir_version,
         "cpu_features": features, "skipped": skipped,
-        "cuda": { "usable": cuda.missing.is_none(), "missing": missing, "hint": command },
+        "cuda": { "usable": cuda.missing.is_none(), "missing": missing, "hint": command, "only_plain_kernels": cuda.plain },
     });
     let mut lines = vec![
         format!("ONNX Runtime  {} ({})", runtime.version, runtime.path.display()),
@@ -38,7 +40,10 @@ pub fn run(global: &Global) -> Result<()> {
         format!("CPU features  {}", if features.is_empty() { "portable".into() } else { features.join(", ") }),
     ];
     match &cuda.missing {
-        None => lines.push(format!("CUDA          usable with `--device {}`", cuda.device)),
+        None => {
+            lines.push(format!("CUDA          usable with `--device {}`", cuda.device));
+            lines.extend(cuda.plain.iter().map(|why| format!("              with --kernels plain only: {why}")));
+        }
         Some((missing, hint)) => lines.extend([format!("CUDA          {missing}"), format!("              {hint}")]),
     }
     lines.extend(skipped.iter().map(|error| format!("passed over   {error}")));
@@ -57,14 +62,20 @@ impl Cuda {
         let device = if asked == Device::Cpu { Device::Cuda(0) } else { asked };
         // The second is the driver under Windows' Linux subsystem.
         let driver = ["/proc/driver/nvidia", "/dev/dxg"].iter().any(|path| Path::new(path).exists());
-        let missing = if cfg!(target_os = "linux") && !driver {
+        if cfg!(target_os = "linux") && !driver {
             let hint = "install NVIDIA's driver, and pass the GPU into a container; `nvidia-smi` lists what is there";
-            Some(("no NVIDIA driver on this machine".into(), hint.into()))
-        } else {
-            let tried = Engine::on(runtime, device).and_then(|engine| usable(&engine));
-            tried.err().map(|error| (error.cause().to_owned(), error.hint_text().unwrap_or_default().to_owned()))
-        };
-        Self { device, missing }
+            return Self {
+                device,
+                missing: Some(("no NVIDIA driver on this machine".into(), hint.into())),
+                plain: None,
+            };
+        }
+        let engine = Engine::on(runtime, device);
+        let why = |e: Error| (e.cause().to_owned(), e.hint_text().unwrap_or_default().to_owned());
+        match engine.and_then(|engine| usable(&engine).map(|()| engine)) {
+            Err(e) => Self { device, missing: Some(why(e)), plain: None },
+            Ok(engine) => Self { device, missing: None, plain: has_kernels(&engine).err().map(|e| why(e).0) },
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use crate::adapt::Mode;
 use crate::data::{read_npz, write_npz};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
-use crate::onnx::{Weights, emit, import};
-use crate::step::gradient::{Objective, gradient, with_all_initializers};
+use crate::onnx::import;
+use crate::step::Kernels;
+use crate::step::gradient::{Objective, Request, gradient, with_all_initializers};
 use crate::trace::Sizes;
-use onnx_protobuf::Message;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -29,6 +29,9 @@ pub struct Args {
     /// Behaviour of normalization and dropout
     #[arg(long, default_value = "eval", value_parser = ["eval", "train"])]
     mode: String,
+    /// Operators of the gradient: plain is standard ONNX, fused has kernels of its own
+    #[arg(long, default_value = "plain")]
+    kernels: Kernels,
     /// Where the gradient is written
     #[arg(short, long, value_name = "OUT.npz")]
     output: PathBuf,
@@ -61,10 +64,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "cross-entropy" => Objective::CrossEntropy,
         name => Objective::Output(name.into()),
     };
-    let wrt = (args.wrt != "inputs", args.wrt != "params");
-    let g = gradient(&graph, &sizes, mode, &objective, wrt, &engine).map_err(|e| e.in_file(&args.model))?;
-    let bytes = emit(&g.graph, Weights::Initializers).write_to_bytes().map_err(|e| Error::new(e.to_string()))?;
-    let mut session = engine.compile_model(&bytes)?;
+    let (params, inputs) = (args.wrt != "inputs", args.wrt != "params");
+    let request = Request { mode, objective, params, inputs, kernels: args.kernels };
+    let g = gradient(&graph, &sizes, &request, &engine).map_err(|e| e.in_file(&args.model))?;
+    let mut session = engine.compile_whole(&g.graph)?;
     let mut given: Vec<(String, Tensor)> = Vec::new();
     for v in &g.graph.inputs {
         let name = &g.graph[*v].name;

@@ -20,7 +20,7 @@ mod verify;
 use crate::data::{Spec, TextOptions};
 use crate::engine::{CudaOptions, Device, Engine};
 use crate::error::{Error, Result};
-use crate::step::{Ascent, Base, Kernels, Preset, StepOptions};
+use crate::step::{Ascent, Base, Kernels, Precision, Preset, StepOptions};
 use crate::train::Recipe;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
@@ -328,6 +328,9 @@ pub struct StepArgs {
     /// Operators of the gradient: fused has kernels of its own, plain is standard ONNX [default: fused]
     #[arg(long)]
     kernels: Option<Kernels>,
+    /// Round the factors of convolutions and matrix products: bf16 on CUDA; weights, sums and updates stay f32 [default: f32]
+    #[arg(long)]
+    precision: Option<Precision>,
     /// Compute the outputs of normalizations and activations again in the backward pass instead of keeping them: less memory,
     /// a little slower, the same numbers
     #[arg(long)]
@@ -341,10 +344,12 @@ impl StepArgs {
     /// A name that is not known, or settings that do not go together.
     fn apply(&self, options: &mut StepOptions) -> Result<()> {
         if let Some(name) = &self.optimizer {
-            let StepOptions { label_smoothing, kernels, recompute, .. } = *options;
-            *options = StepOptions { label_smoothing, kernels, recompute, ..name.parse::<Preset>()?.options() };
+            let StepOptions { label_smoothing, kernels, precision, recompute, .. } = *options;
+            let preset = name.parse::<Preset>()?.options();
+            *options = StepOptions { label_smoothing, kernels, precision, recompute, ..preset };
         }
         options.kernels = self.kernels.unwrap_or(options.kernels);
+        options.precision = self.precision.unwrap_or(options.precision);
         options.choose(self.ascent, self.base);
         let numbers = [
             (self.mu, &mut options.mu),

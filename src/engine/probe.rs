@@ -2,8 +2,9 @@
 
 use super::library::take_log;
 use super::{Engine, Memory};
+use crate::autodiff::DOMAIN;
 use crate::error::{Error, Result};
-use crate::ir::{DType, Dim, Graph};
+use crate::ir::{DType, Dim, Graph, Type};
 use crate::onnx::{Weights, emit};
 use crate::trace::encode;
 
@@ -40,14 +41,39 @@ pub fn accepted(engine: &Engine) -> Result<Accepted> {
     Ok(newest)
 }
 
-/// Whether the engine's device can be used: memory is had on it, written and read back.
+/// Whether the engine's device can be used: memory is had on it, and ONNX Runtime computes there.
 ///
 /// # Errors
 /// Why not.
 pub fn usable(engine: &Engine) -> Result<()> {
-    let buffer = Memory::new(engine)?.zeros(4)?;
-    buffer.write_f32(&[1.5])?;
-    if buffer.scalar()? == 1.5 { Ok(()) } else { Err(Error::new("memory of the device reads back wrong")) }
+    computes(engine, "", "Relu", 1.5)
+}
+
+/// Whether operators of domain `bisam` can be used on the engine's device.
+///
+/// # Errors
+/// Why not.
+pub fn has_kernels(engine: &Engine) -> Result<()> {
+    computes(engine, DOMAIN, "Gelu", 1.399_79)
+}
+
+/// Whether the operator makes `y` of 1.5.
+fn computes(engine: &Engine, domain: &str, op: &str, y: f32) -> Result<()> {
+    let mut graph = Graph::of_one_node(op, ["x", "y"], DType::F32, Dim::Fixed(1), OLDEST.opset);
+    if !domain.is_empty() {
+        domain.clone_into(&mut graph.nodes[0].domain);
+        graph.opsets.insert(domain.into(), 1);
+    }
+    let (memory, ty) = (Memory::new(engine)?, Type::new(DType::F32, &[1]));
+    let (from, to) = (memory.zeros(4)?, memory.zeros(4)?);
+    from.write_f32(&[1.5])?;
+    let mut session = engine.compile(&graph)?;
+    let mut binding = session.binding()?;
+    binding.input("x", &from, 0, &ty)?;
+    binding.output("y", &to, 0, &ty)?;
+    session.run_bound(&binding)?;
+    let got = to.scalar()?;
+    if (got - y).abs() < 1e-4 { Ok(()) } else { Err(Error::new(format!("{op} of 1.5 is {got} there"))) }
 }
 
 fn reads(engine: &Engine, formats: Accepted) -> Result<bool> {
@@ -75,6 +101,7 @@ mod tests {
 
     #[test]
     fn the_cpu_is_usable() -> Result<()> {
-        usable(&engine())
+        usable(&engine())?;
+        has_kernels(&engine())
     }
 }

@@ -11,13 +11,14 @@ use super::buffers::{Buffers, FlatStage, Gradient, Sides};
 use super::cuda::Uploads;
 use super::profile::NodeTime;
 use super::results::{Part, Place, Results};
-use super::session::{Engine, Session};
+use super::session::{Device, Engine, Session};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, Type};
+use crate::step::elementwise::fuse_elementwise;
 use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
 use crate::step::stages::{Slot, Stages, StatSlot, Subset};
 use crate::step::update::Ending;
-use crate::step::{Base, StepOptions, names};
+use crate::step::{Base, Kernels, Precision, StepOptions, names};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -126,6 +127,10 @@ impl Program {
     /// # Errors
     /// Whatever ONNX Runtime says about a stage or the device.
     pub fn new(engine: &Engine, stages: &Stages, options: &StepOptions) -> Result<Self> {
+        if options.precision == Precision::Bf16 && engine.device == Device::Cpu {
+            return Err(Error::new("there are no products of bf16 factors on the CPU")
+                .hint("leave --precision out, or add --device cuda"));
+        }
         let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
         let stat_layout = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));
         let memory = Memory::new(engine)?;
@@ -138,13 +143,20 @@ impl Program {
             .map(|p| vec![if p.shape.len() >= 2 { 1.0 } else { 0.0 }; p.shape.iter().product()])
             .collect();
         buffers.is_weight.write_f32(&layout.pack(&weights)?)?;
-        let flat = |graph: Option<Graph>, of: Gradient| graph.map(|g| FlatStage::new(engine, g, of)).transpose();
+        let together = engine.device != Device::Cpu && options.kernels == Kernels::Fused;
+        let stage = |mut graph: Graph, of: Gradient| {
+            if together {
+                fuse_elementwise(&mut graph)?;
+            }
+            FlatStage::new(engine, graph, of)
+        };
+        let flat = |graph: Option<Graph>, of: Gradient| graph.map(|g| stage(g, of)).transpose();
         let len = layout.len();
         let start = flat(start_stage(len, options)?, Gradient::Ascent)?;
         let perturb = flat(perturb_stage(len, options)?, Gradient::Ascent)?;
         let statistics = flat(statistics_stage(stat_layout.len())?, Gradient::Descent)?;
         let accumulate = flat(accumulate_stage(len, options)?, Gradient::Descent)?;
-        let update = |ending: Ending| FlatStage::new(engine, update_stage(len, options, ending)?, Gradient::Total);
+        let update = |ending: Ending| stage(update_stage(len, options, ending)?, Gradient::Total);
         let reuse = (options.period > 1).then(|| update(Ending::Reused)).transpose()?;
         let update = update(Ending::Whole)?;
         let mut program = Self {
@@ -326,12 +338,12 @@ impl Program {
         self.buffers.memory.gpu().is_some()
     }
 
-    /// Bytes of the device's memory that are taken, by whomever; none on the host.
+    /// Bytes of the device's memory that tensors take, arenas included; none on the host.
     ///
     /// # Errors
     /// What CUDA says.
     pub fn device_bytes(&self) -> Result<Option<usize>> {
-        self.buffers.memory.gpu().map(|gpu| Ok(gpu.memory()?.0)).transpose()
+        self.buffers.memory.gpu().map(|gpu| gpu.used()).transpose()
     }
 
     /// What the steps since the last call measured, in order; waits for them.

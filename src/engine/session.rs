@@ -116,9 +116,21 @@ impl Engine {
     /// # Errors
     /// Whatever ONNX Runtime says about the graph or the device.
     pub fn compile(&self, graph: &Graph) -> Result<Session> {
+        self.compile_with(graph, Weights::Inputs)
+    }
+
+    /// Compiles a graph with the values of its parameters and statistics in it.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`].
+    pub fn compile_whole(&self, graph: &Graph) -> Result<Session> {
+        self.compile_with(graph, Weights::Initializers)
+    }
+
+    fn compile_with(&self, graph: &Graph, weights: Weights) -> Result<Session> {
         let served = (self.device != Device::Cpu).then(|| for_cuda(graph));
         let graph = served.as_ref().unwrap_or(graph);
-        let mut model = emit(graph, Weights::Inputs);
+        let mut model = emit(graph, weights);
         if let Some(proto) = model.graph.as_mut() {
             order_leaves(graph, &mut proto.node);
         }

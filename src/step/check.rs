@@ -8,7 +8,8 @@
 //! the window that suits it best. What then is further outside the range than the range is wide is held against it. A direction without any window that
 //! tells something is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the median decides.
 
-use super::gradient::{Objective, gradient};
+use super::gradient::{Objective, Request, gradient};
+use super::options::Kernels;
 use crate::adapt::{Mode, find_logits};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Source, Tensor, Type, ValueId};
@@ -103,7 +104,9 @@ impl Check {
     /// # Errors
     /// As [`gradient`].
     pub fn new(graph: &Graph, sizes: &Sizes, mode: Mode, seed: u64, run: &dyn Evaluator) -> Result<Self> {
-        let made = gradient(graph, sizes, mode, &Objective::CrossEntropy, (true, false), run)?;
+        let (objective, kernels) = (Objective::CrossEntropy, Kernels::Plain);
+        let request = Request { mode, objective, params: true, inputs: false, kernels };
+        let made = gradient(graph, sizes, &request, run)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut feeds = BTreeMap::new();
         let g = made.graph;

@@ -2,9 +2,10 @@
 
 use super::loss;
 use super::names;
+use super::options::Kernels;
 use super::prepare::scalar_output;
 use crate::adapt::{Mode, find_logits, set_mode};
-use crate::autodiff::{differentiate, lower};
+use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
@@ -61,34 +62,45 @@ pub fn with_all_initializers(model: &Model) -> Graph {
     graph
 }
 
-/// Concretizes `graph` and appends the gradient with respect to its parameters and statistics, its inputs, or both.
+/// What a gradient is of, and how it is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Behaviour of normalization and dropout.
+    pub mode: Mode,
+    /// What is differentiated.
+    pub objective: Objective,
+    /// With respect to parameters and statistics.
+    pub params: bool,
+    /// With respect to inputs.
+    pub inputs: bool,
+    /// The operators it is made of.
+    pub kernels: Kernels,
+}
+
+/// Concretizes `graph` and appends the gradient that is asked for.
 ///
 /// # Errors
 /// As [`concretize`] and [`differentiate`]; or an objective that the graph does not have.
-pub fn gradient(
-    graph: &Graph,
-    sizes: &Sizes,
-    mode: Mode,
-    objective: &Objective,
-    (params, inputs): (bool, bool),
-    run: &dyn Evaluator,
-) -> Result<Gradient> {
+pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evaluator) -> Result<Gradient> {
     let mut graph = graph.clone();
     concretize(&mut graph, sizes, run)?;
     lower(&mut graph)?;
-    set_mode(&mut graph, mode)?;
+    set_mode(&mut graph, request.mode)?;
+    if request.kernels == Kernels::Fused {
+        fuse(&mut graph)?;
+    }
     let float = |v: &ValueId| graph[*v].ty.as_ref().is_some_and(|t| t.dtype.is_float());
     let first = graph.outputs.iter().copied().find(float);
     let first = first.ok_or_else(|| Error::new("the model has no float output"))?;
     let weights = graph.value_ids().filter(|v| matches!(graph[*v].source, Source::Param(_) | Source::Stat(_)));
     let data = graph.inputs.iter().copied().filter(float);
-    let wrt: Vec<ValueId> = match (params, inputs) {
+    let wrt: Vec<ValueId> = match (request.params, request.inputs) {
         (true, true) => weights.chain(data).collect(),
         (false, true) => data.collect(),
         _ => weights.collect(),
     };
     let mut labels = None;
-    let loss = match objective {
+    let loss = match &request.objective {
         Objective::CrossEntropy => {
             let logits = find_logits(&graph, None)?;
             let [rows, classes] = [0, 1].map(|i| graph.ty(logits).map(|t| t.shape[i]));
@@ -120,6 +132,7 @@ pub fn gradient(
         let out = g.map(|g| output(&mut graph, &format!("grad/{name}"), g));
         of.push((name, ty, out));
     }
+    lower_batch_norm(&mut graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
     Ok(Gradient { graph, labels, of })

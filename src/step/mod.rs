@@ -4,6 +4,7 @@
 pub mod ascent;
 pub mod check;
 pub mod cost;
+pub mod elementwise;
 pub mod flat;
 pub mod gradient;
 pub mod loss;
@@ -11,11 +12,13 @@ pub mod names;
 pub mod options;
 pub mod perturb;
 pub mod placement;
+mod precision;
 mod prepare;
 pub mod report;
 pub mod stages;
 pub mod update;
 
 pub use options::{Ascent, Base, Kernels, Preset, StepOptions};
+pub use precision::{Precision, round_factors};
 pub use prepare::{Ends, OwnLoss, Prepared, prepare};
 pub use stages::{Stages, build};

@@ -1,5 +1,6 @@
 //! The axes of a step. Every axis is independent of the others; presets name combinations.
 
+use super::precision::Precision;
 use crate::error::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -38,7 +39,7 @@ pub enum Base {
 pub enum Kernels {
     /// Operators of ai.onnx only: runs on any ONNX Runtime, CPU or CUDA.
     Plain,
-    /// With this crate's own kernels where there is one, which run on the CPU.
+    /// With this crate's own kernels where there is one.
     #[default]
     Fused,
 }
@@ -118,6 +119,8 @@ pub struct StepOptions {
     pub clip_norm: Option<f32>,
     /// What the `grad` stage is made of.
     pub kernels: Kernels,
+    /// What factors of products are rounded to.
+    pub precision: Precision,
     /// Whether the outputs of normalizations and activations are computed again in the backward pass, not kept; fused kernels only.
     pub recompute: bool,
 }
@@ -158,6 +161,7 @@ impl Default for StepOptions {
             label_smoothing: 0.1,
             clip_norm: None,
             kernels: Kernels::default(),
+            precision: Precision::default(),
             recompute: false,
         }
     }

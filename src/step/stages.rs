@@ -3,6 +3,7 @@
 use super::ascent::ascent_loss;
 use super::gradient::output;
 use super::options::{Ascent, Kernels, StepOptions};
+use super::precision::{Precision, round_factors};
 use super::prepare::{OwnLoss, Prepared};
 use super::{loss, names};
 use crate::adapt::{BatchNorm, Mode, set_mode};
@@ -96,6 +97,9 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     let norms = set_mode(&mut graph, mode)?;
     if options.kernels == Kernels::Fused {
         fuse(&mut graph)?;
+    }
+    if options.precision == Precision::Bf16 {
+        round_factors(&mut graph, DType::BF16)?;
     }
     let classes = graph.ty(prepared.logits)?.shape[1];
     let inputs = prepared.inputs()?;

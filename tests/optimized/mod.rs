@@ -4,6 +4,7 @@ use crate::common::{npz, relative, repo};
 use crate::models::gradients_of;
 use bisam::adapt::Mode;
 use bisam::ir::Tensor;
+use bisam::step::Kernels;
 
 /// Columns of several matrices, or of vectors, side by side.
 fn beside(parts: &[&Tensor]) -> Vec<f32> {
@@ -18,7 +19,7 @@ fn beside(parts: &[&Tensor]) -> Vec<f32> {
 fn optimized_bert_has_the_gradients_of_bert() {
     let inputs = npz(&repo("tests/optimized/inputs.npz"));
     let [plain, fused] = ["bert", "bert_optimized"]
-        .map(|n| gradients_of(&repo(&format!("tests/optimized/{n}.onnx")), Mode::Eval, &inputs));
+        .map(|n| gradients_of(&repo(&format!("tests/optimized/{n}.onnx")), Mode::Eval, Kernels::Plain, &inputs));
     let largest = plain.values().flat_map(Tensor::to_f64).fold(0.0, |m: f64, v| m.max(v.abs()));
     let mut worst: (f64, String) = (0.0, String::new());
     let mut compared = 0;

@@ -7,19 +7,21 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::ptr;
 
-/// The source.
-const SOURCE: &str = concat!(include_str!("prelude.cuh"), include_str!("kernels.cu"));
+/// What every source begins with.
+pub const HEAD: &str = concat!(include_str!("prelude.cuh"), include_str!("args.cuh"));
+/// The kernels.
+pub const KERNELS: &str = concat!(include_str!("prelude.cuh"), include_str!("args.cuh"), include_str!("kernels.cu"));
 
-/// The compiled kernels for devices of compute capability `major.minor`, from an earlier run's file where there is one.
+/// `source` compiled for devices of compute capability `major.minor`, from an earlier run's file where there is one.
 ///
 /// # Errors
-/// Without NVRTC, or when it does not know the device.
-pub fn kernels(nvrtc: &Nvrtc, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
-    let kept = kept(nvrtc, major, minor);
+/// What the compiler says, or when it does not know the device.
+pub fn image(nvrtc: &Nvrtc, source: &str, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+    let kept = kept(nvrtc, source, major, minor);
     if let Some(found) = kept.as_ref().and_then(|path| std::fs::read(path).ok()).filter(|image| !image.is_empty()) {
         return Ok(found);
     }
-    let image = compile(nvrtc, SOURCE, &format!("sm_{major}{minor}"))?;
+    let image = compile(nvrtc, source, &format!("sm_{major}{minor}"))?;
     if let Some(path) = kept
         && let Some(folder) = path.parent()
         && std::fs::create_dir_all(folder).is_ok()
@@ -31,14 +33,14 @@ pub fn kernels(nvrtc: &Nvrtc, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
 }
 
 /// Where the compiled kernels are kept between runs: in the user's cache, by device, compiler and source.
-fn kept(nvrtc: &Nvrtc, major: i32, minor: i32) -> Option<PathBuf> {
+fn kept(nvrtc: &Nvrtc, source: &str, major: i32, minor: i32) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
     let (mut of, mut version) = (0, 0);
     // SAFETY: both pointers are valid for the call.
     unsafe { (nvrtc.nvrtcVersion)(&raw mut of, &raw mut version) };
     let mut hasher = DefaultHasher::new();
-    (SOURCE, of, version).hash(&mut hasher);
+    (source, of, version).hash(&mut hasher);
     Some(cache.join("bisam").join(format!("kernels-sm_{major}{minor}-{:016x}.cubin", hasher.finish())))
 }
 
@@ -90,11 +92,11 @@ mod tests {
     fn the_source_compiles_for_every_kind_of_device() {
         let nvrtc = super::super::tests::nvrtc();
         for architecture in ["sm_75", "sm_80", "sm_90", "sm_100"] {
-            let image = compile(&nvrtc, SOURCE, architecture).expect("compiles");
+            let image = compile(&nvrtc, KERNELS, architecture).expect("compiles");
             assert!(image.starts_with(b"\x7fELF"), "{architecture}");
         }
         let error = compile(&nvrtc, "__global__ void f() { nonsense; }", "sm_80").expect_err("no C");
         assert!(error.to_string().contains("nonsense"), "{error}");
-        assert!(compile(&nvrtc, SOURCE, "sm_1").is_err());
+        assert!(compile(&nvrtc, KERNELS, "sm_1").is_err());
     }
 }

@@ -8,9 +8,10 @@ use std::ffi::{CStr, c_int};
 use std::ptr;
 use std::sync::Arc;
 
-/// `CUDNN_TENSOR_NCHW`, `CUDNN_DATA_FLOAT`, `CUDNN_CROSS_CORRELATION`, `CUDNN_DETERMINISTIC`.
+/// `CUDNN_TENSOR_NCHW`, `CUDNN_DATA_FLOAT`, `CUDNN_DATA_BFLOAT16`, `CUDNN_CROSS_CORRELATION`, `CUDNN_DETERMINISTIC`.
 const NCHW: c_int = 0;
 const FLOAT: c_int = 0;
+const BFLOAT16: c_int = 9;
 const CROSS_CORRELATION: c_int = 1;
 const DETERMINISTIC: c_int = 1;
 /// `CUDNN_DEFAULT_MATH`, which may round factors to TF32, and `CUDNN_FMA_MATH`, which does not.
@@ -26,6 +27,7 @@ pub struct Convolution {
     cudnn: Arc<Cudnn>,
     pass: Pass,
     geometry: Geometry,
+    half: bool,
     x: Handle,
     y: Handle,
     filter: Handle,
@@ -38,17 +40,25 @@ pub struct Convolution {
 unsafe impl Send for Convolution {}
 
 impl Convolution {
-    /// Prepares a pass for the handle that will run it; `tf32` allows factors to be rounded.
+    /// Prepares a pass for the handle that will run it, on tensors of f32 or, if `half`, bf16; `tf32` allows factors to be rounded.
     ///
     /// # Errors
     /// What cuDNN says, or when no algorithm serves.
-    pub fn new(cudnn: Arc<Cudnn>, handle: Handle, pass: Pass, geometry: &Geometry, tf32: bool) -> Result<Self> {
+    pub fn new(
+        cudnn: Arc<Cudnn>,
+        handle: Handle,
+        pass: Pass,
+        geometry: &Geometry,
+        half: bool,
+        tf32: bool,
+    ) -> Result<Self> {
         let null = ptr::null_mut();
         let geometry = geometry.clone();
         let mut c = Self {
             cudnn,
             pass,
             geometry,
+            half,
             x: null,
             y: null,
             filter: null,
@@ -62,8 +72,8 @@ impl Convolution {
     }
 
     /// Whether this is that pass.
-    pub fn is(&self, pass: Pass, geometry: &Geometry) -> bool {
-        self.pass == pass && self.geometry == *geometry
+    pub fn is(&self, pass: Pass, geometry: &Geometry, half: bool) -> bool {
+        self.pass == pass && self.half == half && self.geometry == *geometry
     }
 
     /// Bytes of scratch memory that a run needs.
@@ -78,6 +88,9 @@ impl Convolution {
         let [[h, w], [oh, ow], [kh, kw]] = [g.input, g.output, g.kernel].map(|d| d.map(|n| n as c_int));
         let [begin, strides, dilations] = [g.begin, g.strides, g.dilations].map(|d| d.map(|n| n as c_int));
         let (group, inner) = (int(g.groups)?, int(g.c / g.groups.max(1))?);
+        let ty = if self.half { BFLOAT16 } else { FLOAT };
+        // Sums are f32 either way; factors of bf16 are not rounded any further.
+        let math = if tf32 || self.half { DEFAULT_MATH } else { FMA_MATH };
         let f = &self.cudnn;
         // SAFETY: every descriptor is made before it is set, and lives as long as this value.
         let status = unsafe {
@@ -86,9 +99,9 @@ impl Convolution {
                 (f.cudnnCreateTensorDescriptor)(&raw mut self.y),
                 (f.cudnnCreateFilterDescriptor)(&raw mut self.filter),
                 (f.cudnnCreateConvolutionDescriptor)(&raw mut self.convolution),
-                (f.cudnnSetTensor4dDescriptor)(self.x, NCHW, FLOAT, n, c, h, w),
-                (f.cudnnSetTensor4dDescriptor)(self.y, NCHW, FLOAT, n, m, oh, ow),
-                (f.cudnnSetFilter4dDescriptor)(self.filter, FLOAT, NCHW, m, inner, kh, kw),
+                (f.cudnnSetTensor4dDescriptor)(self.x, NCHW, ty, n, c, h, w),
+                (f.cudnnSetTensor4dDescriptor)(self.y, NCHW, ty, n, m, oh, ow),
+                (f.cudnnSetFilter4dDescriptor)(self.filter, ty, NCHW, m, inner, kh, kw),
                 (f.cudnnSetConvolution2dDescriptor)(
                     self.convolution,
                     begin[0],
@@ -101,7 +114,7 @@ impl Convolution {
                     FLOAT,
                 ),
                 (f.cudnnSetConvolutionGroupCount)(self.convolution, group),
-                (f.cudnnSetConvolutionMathType)(self.convolution, if tf32 { DEFAULT_MATH } else { FMA_MATH }),
+                (f.cudnnSetConvolutionMathType)(self.convolution, math),
             ]
         };
         status.into_iter().try_for_each(|s| self.check(s))

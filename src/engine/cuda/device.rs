@@ -27,6 +27,8 @@ pub struct Device {
     stream: Handle,
     /// For copies beside the computation.
     aside: Handle,
+    /// Bytes that were taken when it was opened: by other processes, and by CUDA itself.
+    taken: usize,
 }
 
 /// A point in a stream.
@@ -63,13 +65,14 @@ impl Device {
 
     /// A device by an open library.
     pub(super) fn open(runtime: Runtime, number: i32) -> Result<Self> {
-        let mut device = Self { runtime, number, stream: ptr::null_mut(), aside: ptr::null_mut() };
+        let mut device = Self { runtime, number, stream: ptr::null_mut(), aside: ptr::null_mut(), taken: 0 };
         device.select()?;
         let create = device.runtime.cudaStreamCreateWithFlags;
         // SAFETY: the pointers are valid for the calls.
         let status =
             unsafe { [create(&raw mut device.stream, NON_BLOCKING), create(&raw mut device.aside, NON_BLOCKING)] };
         status.into_iter().try_for_each(|s| device.check(s))?;
+        device.taken = device.taken()?;
         Ok(device)
     }
 
@@ -100,12 +103,16 @@ impl Device {
         Ok((major?, minor?))
     }
 
-    /// Bytes of the device's memory that are taken, by anybody, and all.
-    pub fn memory(&self) -> Result<(usize, usize)> {
+    /// Bytes of the device's memory that were taken since it was opened, as far as other processes keep still.
+    pub fn used(&self) -> Result<usize> {
+        Ok(self.taken()?.saturating_sub(self.taken))
+    }
+
+    fn taken(&self) -> Result<usize> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the pointers are valid for the call.
         self.check(unsafe { (self.runtime.cudaMemGetInfo)(&raw mut free, &raw mut total) })?;
-        Ok((total - free, total))
+        Ok(total - free)
     }
 
     /// Memory of zeros on the device.

@@ -1,5 +1,8 @@
 // A device that is not there: CUDA's and cuDNN's functions, as far as they are used, over memory of the host, for tests.
 //
+// With PROVIDER it also stands below ONNX Runtime's own CUDA provider, which calls these functions in other ways and whose kernels do
+// nothing then (scripts/fake_cuda.py).
+//
 // Streams do everything at once. Kernels are those of kernels.cu, compiled for the CPU: the threads of a block run in turn, each until
 // the next __syncthreads(). Convolutions are their definition, by what cuDNN's headers say of the descriptors.
 #define _GNU_SOURCE
@@ -8,6 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
+
+#ifdef PROVIDER
+#define REFUSED(wrong) (0 && (wrong))
+#else
+#define REFUSED(wrong) (wrong)
+#endif
 
 typedef struct {
     unsigned x, y;
@@ -29,6 +38,7 @@ static void __syncthreads(void) {
 #define SHARED(type, name, count) static type name[count]
 #define INFINITE INFINITY
 
+#include "args.cuh"
 #include "kernels.cu"
 
 static void (*kernel)(const Args);
@@ -71,9 +81,11 @@ static void emulate(void (*f)(const Args), const Args *a, volatile unsigned bloc
 
 // ---- The runtime.
 
+static int copies, waits;
+
 int cudaSetDevice(int device) { return device == 0 ? 0 : 101; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? 9 : 0;
+    *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1024;
     return device;
 }
 const char *cudaGetErrorString(int status) { return status == 101 ? "invalid device ordinal" : "a fake error"; }
@@ -92,27 +104,33 @@ int cudaHostAlloc(void **block, size_t bytes, unsigned flags) {
 }
 int cudaFreeHost(void *block) { return cudaFree(block); }
 int cudaMemsetAsync(void *block, int value, size_t bytes, void *stream) {
-    if (!stream) return 1;
+    if (REFUSED(!stream)) return 1;
     memset(block, value, bytes);
     return 0;
 }
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
-    if (kind != 4 || !stream) return 1;
+    if (REFUSED(kind != 4 || !stream)) return 1;
+    copies++;
     memcpy(to, from, bytes);
     return 0;
 }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) {
     *stream = malloc(1);
-    return flags == 1 ? 0 : 1;
+    return REFUSED(flags != 1);
 }
-int cudaStreamSynchronize(void *stream) { return !stream; }
-int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { return !stream || !event || flags; }
+int cudaStreamSynchronize(void *stream) {
+    waits++;
+    return REFUSED(!stream);
+}
+int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { return REFUSED(!stream || !event || flags); }
 int cudaEventCreateWithFlags(void **event, unsigned flags) {
     *event = malloc(1);
-    return flags == 2 ? 0 : 1;
+    return REFUSED(flags != 2);
 }
-int cudaEventRecord(void *event, void *stream) { return !stream || !event; }
-int cudaEventSynchronize(void *event) { return !event; }
+int cudaEventRecord(void *event, void *stream) { return REFUSED(!stream || !event); }
+int cudaEventSynchronize(void *event) {
+    return REFUSED(!event);
+}
 int cudaEventDestroy(void *event) { return cudaFree(event); }
 int cudaMemGetInfo(size_t *left, size_t *all) {
     *left = *all = (size_t)1 << 34;
@@ -136,7 +154,8 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 }
 int cuLaunchKernel(void *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
                    void **parameters, void **extra) {
-    if (!x || !y || y > 65535 || z != 1 || bx != THREADS || by != 1 || bz != 1 || shared || extra || !stream) return 1;
+    if (!x || !y || y > 65535 || z != 1 || bx != THREADS || by != 1 || bz != 1 || shared || extra || REFUSED(!stream)) return 1;
+    if (getenv("FAKE_SKIP")) return 0;
     emulate((void (*)(const Args))f, (const Args *)parameters[0], x, y);
     return 0;
 }
@@ -200,12 +219,12 @@ int cudnnDestroyTensorDescriptor(void *d) { return cudaFree(d); }
 int cudnnDestroyFilterDescriptor(void *d) { return cudaFree(d); }
 int cudnnDestroyConvolutionDescriptor(void *d) { return cudaFree(d); }
 int cudnnSetTensor4dDescriptor(Numbers *d, int format, int type, int n, int c, int h, int w) {
-    *d = (Numbers){{n, c, h, w}};
-    return format || type ? 3 : 0;
+    *d = (Numbers){{n, c, h, w, type}};
+    return format || (type && type != 9) ? 3 : 0;
 }
 int cudnnSetFilter4dDescriptor(Numbers *d, int type, int format, int m, int c, int h, int w) {
-    *d = (Numbers){{m, c, h, w}};
-    return format || type ? 3 : 0;
+    *d = (Numbers){{m, c, h, w, type}};
+    return format || (type && type != 9) ? 3 : 0;
 }
 int cudnnSetConvolution2dDescriptor(Numbers *d, int ph, int pw, int sh, int sw, int dh, int dw, int mode, int type) {
     *d = (Numbers){{ph, pw, sh, sw, dh, dw, 1, 0}};
@@ -225,6 +244,7 @@ static int found(const Numbers *x, const Numbers *w, const Numbers *c, const Num
         int extent = (w->v[2 + d] - 1) * c->v[4 + d] + 1;
         if ((x->v[2 + d] + 2 * c->v[d] - extent) / c->v[2 + d] + 1 != y->v[2 + d]) return 3;
     }
+    if (x->v[4] != y->v[4] || x->v[4] != w->v[4]) return 3;
     if (x->v[0] != y->v[0] || y->v[1] != w->v[0] || x->v[1] != w->v[1] * c->v[6] || most < 3) return 3;
     *n = 3;
     out[0] = (Performance){.algorithm = 5, .math = c->v[7]};
@@ -241,11 +261,19 @@ int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *h, Numbers *w, Numbers *dy
 int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *h, Numbers *x, Numbers *dy, Numbers *c, Numbers *dw, int most, int *n, Performance *out) {
     return h ? found(x, dw, c, dy, most, n, out) : 3;
 }
+// Element i of a tensor of f32, or of bf16.
+static double element(const void *data, size_t i, int type) {
+    Bits b;
+    if (!type) return ((const float *)data)[i];
+    b.bits = (unsigned)((const unsigned short *)data)[i] << 16;
+    return b.number;
+}
 // Walks over every product of a convolution: pass 0 adds to Y, 1 to X̄, 2 to W̄.
 static int convolve(int pass, const Numbers *xd, const Numbers *wd, const Numbers *c, const Numbers *yd, const float *x, const float *w,
                     const float *y, int algorithm, void *space, size_t bytes, float *out) {
     if (algorithm != 7 || !space || bytes != 40) return 3;
-    const int *xs = xd->v, *ws = wd->v, *ys = yd->v;
+    if (getenv("FAKE_SKIP")) return 0;
+    const int *xs = xd->v, *ws = wd->v, *ys = yd->v, type = xd->v[4];
     const int *of = pass == 0 ? ys : pass == 1 ? xs : ws;
     size_t size = (size_t)of[0] * of[1] * of[2] * of[3];
     double *sums = calloc(size, sizeof(double));
@@ -262,11 +290,15 @@ static int convolve(int pass, const Numbers *xd, const Numbers *wd, const Number
                                 size_t xi = ((size_t)(n * xs[1] + channel) * xs[2] + r) * xs[3] + s;
                                 size_t wi = ((size_t)(m * ws[1] + q) * ws[2] + k) * ws[3] + l;
                                 size_t yi = ((size_t)(n * ys[1] + m) * ys[2] + i) * ys[3] + j;
-                                if (pass == 0) sums[yi] += (double)x[xi] * w[wi];
-                                else if (pass == 1) sums[xi] += (double)y[yi] * w[wi];
-                                else sums[wi] += (double)x[xi] * y[yi];
+                                if (pass == 0) sums[yi] += element(x, xi, type) * element(w, wi, type);
+                                else if (pass == 1) sums[xi] += element(y, yi, type) * element(w, wi, type);
+                                else sums[wi] += element(x, xi, type) * element(y, yi, type);
                             }
-    for (size_t i = 0; i < size; i++) out[i] = (float)sums[i];
+    for (size_t i = 0; i < size; i++) {
+        Bits b = {.number = (float)sums[i]};
+        if (type) ((unsigned short *)out)[i] = (unsigned short)((b.bits + 0x7fffu + (b.bits >> 16 & 1u)) >> 16);
+        else out[i] = b.number;
+    }
     free(sums);
     return 0;
 }

@@ -2,8 +2,10 @@
 
 use super::super::kernels::{OPS, Op, Settings, to_ort};
 use super::super::ort_error;
+use super::compiler::{HEAD, KERNELS};
 use super::convolution::Convolution;
 use super::device::Device;
+use super::elementwise::Elementwise;
 use super::functions::{Cudnn, Driver, Handle, Nvrtc};
 use super::operators::{self, Args, Call, Launcher, Operand, Pass, THREADS};
 use crate::autodiff::DOMAIN;
@@ -23,6 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The compiled kernels on one device, and cuDNN.
 pub struct Module {
+    nvrtc: Nvrtc,
+    capability: (i32, i32),
     driver: Driver,
     cudnn: Arc<Cudnn>,
     module: Handle,
@@ -41,20 +45,42 @@ impl Module {
     /// # Errors
     /// A library that is missing, or what CUDA says.
     pub fn load(device: &Device) -> Result<Self> {
-        Self::open(device, &Nvrtc::load()?, Driver::load()?, Cudnn::load()?)
+        Self::open(device, Nvrtc::load()?, Driver::load()?, Cudnn::load()?)
     }
 
     /// The same with open libraries.
-    pub(super) fn open(device: &Device, nvrtc: &Nvrtc, driver: Driver, cudnn: Cudnn) -> Result<Self> {
-        let image = super::compiler::kernels(nvrtc, device.capability()?)?;
+    pub(super) fn open(device: &Device, nvrtc: Nvrtc, driver: Driver, cudnn: Cudnn) -> Result<Self> {
+        let (capability, number, cudnn) = (device.capability()?, device.number(), Arc::new(cudnn));
         device.select()?;
+        let (functions, module) = (Mutex::default(), ptr::null_mut());
+        let mut this = Self { nvrtc, capability, driver, cudnn, module, functions, number };
+        this.module = this.load_source(KERNELS)?;
+        Ok(this)
+    }
+
+    /// Compiles source onto the device, where it stays.
+    fn load_source(&self, source: &str) -> Result<Handle> {
+        let image = super::compiler::image(&self.nvrtc, source, self.capability)?;
         let mut module = ptr::null_mut();
         // SAFETY: the image is a whole one, and the device's context is this thread's.
-        let status = unsafe { (driver.cuModuleLoadData)(&raw mut module, image.as_ptr().cast()) };
-        let (cudnn, number) = (Arc::new(cudnn), device.number());
-        let this = Self { driver, cudnn, module, functions: Mutex::default(), number };
-        this.check(status, "loading kernels")?;
-        Ok(this)
+        let status = unsafe { (self.driver.cuModuleLoadData)(&raw mut module, image.as_ptr().cast()) };
+        self.check(status, "loading kernels").map(|()| module)
+    }
+
+    /// A kernel by its source.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    pub fn compile(&self, source: &str, name: &str) -> Result<Handle> {
+        self.find(self.load_source(&format!("{HEAD}{source}"))?, name)
+    }
+
+    fn find(&self, module: Handle, name: &str) -> Result<Handle> {
+        let c_name = CString::new(name).map_err(|e| Error::new(e.to_string()))?;
+        let mut function = ptr::null_mut();
+        // SAFETY: the module is loaded, and the name ends with a zero.
+        let status = unsafe { (self.driver.cuModuleGetFunction)(&raw mut function, module, c_name.as_ptr()) };
+        self.check(status, name).map(|()| function)
     }
 
     fn function(&self, name: &'static str) -> Result<Handle> {
@@ -62,17 +88,24 @@ impl Module {
         if let Some(function) = functions.get(name) {
             return Ok(*function as Handle);
         }
-        let c_name = CString::new(name).map_err(|e| Error::new(e.to_string()))?;
-        let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded, and the name ends with a zero.
-        let status = unsafe { (self.driver.cuModuleGetFunction)(&raw mut function, self.module, c_name.as_ptr()) };
-        self.check(status, name)?;
+        let function = self.find(self.module, name)?;
         functions.insert(name, function as usize);
         Ok(function)
     }
 
-    pub(super) fn launch(&self, name: &'static str, [x, y]: [usize; 2], args: &Args, stream: Handle) -> Result<()> {
-        let function = self.function(name)?;
+    pub(super) fn launch(&self, name: &'static str, blocks: [usize; 2], args: &Args, stream: Handle) -> Result<()> {
+        self.start(self.function(name)?, name, blocks, args, stream)
+    }
+
+    /// Starts a kernel; `name` is for messages.
+    pub(super) fn start(
+        &self,
+        function: Handle,
+        name: &str,
+        [x, y]: [usize; 2],
+        args: &Args,
+        stream: Handle,
+    ) -> Result<()> {
         let mut pointers = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
         let threads = THREADS as u32;
         // SAFETY: every kernel takes one `Args` by value, which is copied before the call returns.
@@ -193,7 +226,7 @@ impl Kernel for Instance {
 }
 
 /// Where a tensor's elements are, on the device.
-fn data(value: *mut ort::sys::OrtValue) -> ort::Result<*mut f32> {
+pub(super) fn data(value: *mut ort::sys::OrtValue) -> ort::Result<*mut f32> {
     let mut data = ptr::null_mut();
     // SAFETY: the value is a tensor of floats: the operator's inputs and outputs are declared so.
     let status = unsafe { (ort::api().GetTensorMutableData)(value, &raw mut data) };
@@ -231,14 +264,15 @@ impl Launcher for Running<'_> {
         &self,
         pass: Pass,
         geometry: &super::super::kernels::Geometry,
+        half: bool,
         inputs: [*const f32; 2],
         output: *mut f32,
     ) -> Result<()> {
         let mut prepared = self.instance.convolution.borrow_mut();
         let module = &self.instance.module;
-        let convolution = match prepared.take().filter(|c| c.is(pass, geometry)) {
+        let convolution = match prepared.take().filter(|c| c.is(pass, geometry, half)) {
             Some(convolution) => convolution,
-            None => Convolution::new(Arc::clone(&module.cudnn), self.cudnn, pass, geometry, self.instance.tf32)?,
+            None => Convolution::new(Arc::clone(&module.cudnn), self.cudnn, pass, geometry, half, self.instance.tf32)?,
         };
         let workspace = self.scratch(convolution.workspace().div_ceil(4))?;
         // SAFETY: shapes were inferred from the tensors', and the workspace has the size that was asked for.
@@ -278,5 +312,5 @@ pub fn domain(device: &Device, tf32: bool) -> Result<OperatorDomain> {
     for op in OPS {
         domain = domain.add(OnDevice { op, module: Arc::clone(&module), tf32 }).map_err(ort_error)?;
     }
-    Ok(domain)
+    domain.add(Elementwise(module)).map_err(ort_error)
 }

@@ -6,23 +6,6 @@
 // less than 2^31 elements: division of longer integers is slow on devices, and so is arithmetic in double, which is kept to what
 // happens once for a block or a channel.
 
-#define THREADS 256
-
-typedef struct {
-    const float *x[8];
-    float *y[8];
-    long long n[12];
-    float f[4];
-} Args;
-
-typedef unsigned int uint;
-
-// The element of this thread among all threads of a launch, and how many there are.
-#define FIRST (blockIdx.x * THREADS + threadIdx.x)
-#define STRIDE (gridDim.x * THREADS)
-// A size.
-#define N(i) ((uint)a.n[i])
-
 // The sum over the block's threads, for all of them.
 DEVICE double block_sum(double v) {
     SHARED(double, sums, THREADS);
@@ -389,6 +372,30 @@ KERNEL(max_pool_grad) {
 }
 
 // ---- Around cuDNN's convolutions.
+
+typedef union {
+    float number;
+    uint bits;
+} Bits;
+
+// Rounded to bf16, to the nearest and of two the even one; x = {X}, y = {Y: unsigned short}; n = {elements}.
+KERNEL(to_bf16) {
+    for (uint i = FIRST; i < N(0); i += STRIDE) {
+        Bits b;
+        b.number = a.x[0][i];
+        uint rounded = (b.bits + 0x7fffu + (b.bits >> 16 & 1u)) >> 16;
+        ((unsigned short *)a.y[0])[i] = (unsigned short)(b.number != b.number ? 0x7fc0u : rounded);
+    }
+}
+
+// x = {X: unsigned short}, y = {Y}; n = {elements}.
+KERNEL(from_bf16) {
+    for (uint i = FIRST; i < N(0); i += STRIDE) {
+        Bits b;
+        b.bits = (uint)((const unsigned short *)a.x[0])[i] << 16;
+        a.y[0][i] = b.number;
+    }
+}
 
 // Y += B over each plane; x = {B [M]}, y = {Y [N,M,P]}; n = {N, M, P}.
 KERNEL(add_bias) {

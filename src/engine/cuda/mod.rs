@@ -9,6 +9,7 @@
 mod compiler;
 mod convolution;
 mod device;
+mod elementwise;
 mod functions;
 mod kernel;
 mod operators;

@@ -8,7 +8,7 @@ use std::ptr;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Args {
-    pub x: [*const f32; 8],
+    pub x: [*const f32; 12],
     pub y: [*mut f32; 8],
     pub n: [i64; 12],
     pub f: [f32; 4],
@@ -16,7 +16,7 @@ pub struct Args {
 
 impl Default for Args {
     fn default() -> Self {
-        Self { x: [ptr::null(); 8], y: [ptr::null_mut(); 8], n: [0; 12], f: [0.0; 4] }
+        Self { x: [ptr::null(); 12], y: [ptr::null_mut(); 8], n: [0; 12], f: [0.0; 4] }
     }
 }
 
@@ -46,8 +46,15 @@ pub trait Launcher {
     fn launch(&self, kernel: &'static str, blocks: [usize; 2], args: &Args) -> Result<()>;
     /// Memory of the device until the operator is done.
     fn scratch(&self, floats: usize) -> Result<*mut f32>;
-    /// A pass of a convolution padded alike on opposite sides.
-    fn convolve(&self, pass: Pass, geometry: &Geometry, inputs: [*const f32; 2], output: *mut f32) -> Result<()>;
+    /// A pass of a convolution padded alike on opposite sides, of f32 or, if `half`, bf16.
+    fn convolve(
+        &self,
+        pass: Pass,
+        geometry: &Geometry,
+        half: bool,
+        inputs: [*const f32; 2],
+        output: *mut f32,
+    ) -> Result<()>;
 }
 
 /// A tensor on the device.
@@ -282,7 +289,7 @@ fn pool(call: &Call<'_>, kernel: &'static str, y: &[usize], gpu: &dyn Launcher) 
 fn conv(call: &Call<'_>, gpu: &dyn Launcher) -> Result<()> {
     let g = geometry(call.settings, call.shape(0)?, call.shape(1)?, &call.shapes[0])?;
     let (framed, x) = framed(&g, call.x(0)?, gpu)?;
-    gpu.convolve(Pass::Forward, &framed, [x, call.x(1)?], call.y(0)?)?;
+    convolve(call, Pass::Forward, &framed, [x, call.x(1)?], call.y(0)?, gpu)?;
     let bias = call.opt(2);
     if bias.is_null() {
         return Ok(());
@@ -297,10 +304,10 @@ fn conv_input_grad(call: &Call<'_>, gpu: &dyn Launcher) -> Result<()> {
     let g = geometry(call.settings, &call.shapes[0], call.shape(1)?, call.shape(0)?)?;
     let inputs = [call.x(1)?, call.x(0)?];
     match frame(&g) {
-        None => gpu.convolve(Pass::Input, &g, inputs, call.y(0)?),
+        None => convolve(call, Pass::Input, &g, inputs, call.y(0)?, gpu),
         Some(framed) => {
             let dx = gpu.scratch(g.n * g.c * framed.input[0] * framed.input[1])?;
-            gpu.convolve(Pass::Input, &framed, inputs, dx)?;
+            convolve(call, Pass::Input, &framed, inputs, dx, gpu)?;
             let back = g.begin.map(|b| -int(b));
             move_planes(g.n * g.c, framed.input, g.input, back, dx, call.y(0)?, gpu)
         }
@@ -310,7 +317,43 @@ fn conv_input_grad(call: &Call<'_>, gpu: &dyn Launcher) -> Result<()> {
 fn conv_weight_grad(call: &Call<'_>, gpu: &dyn Launcher) -> Result<()> {
     let g = geometry(call.settings, call.shape(0)?, &call.shapes[0], call.shape(1)?)?;
     let (framed, x) = framed(&g, call.x(0)?, gpu)?;
-    gpu.convolve(Pass::Weight, &framed, [x, call.x(1)?], call.y(0)?)
+    convolve(call, Pass::Weight, &framed, [x, call.x(1)?], call.y(0)?, gpu)
+}
+
+/// A pass of a convolution; with the attribute `bf16`, of rounded factors, its result rounded once.
+fn convolve(
+    call: &Call<'_>,
+    pass: Pass,
+    g: &Geometry,
+    inputs: [*const f32; 2],
+    output: *mut f32,
+    gpu: &dyn Launcher,
+) -> Result<()> {
+    if !call.settings.bf16() {
+        return gpu.convolve(pass, g, false, inputs, output);
+    }
+    let plane = |p: [usize; 2]| p[0] * p[1];
+    let x = g.n * g.c * plane(g.input);
+    let weight = g.m * (g.c / g.groups.max(1)) * plane(g.kernel);
+    let y = g.n * g.m * plane(g.output);
+    let [first, second, made] = match pass {
+        Pass::Forward => [x, weight, y],
+        Pass::Input => [weight, y, x],
+        Pass::Weight => [x, y, weight],
+    };
+    let cast = |kernel, from: *const f32, to: *mut f32, n: usize| {
+        let mut args = Args::default();
+        args.n[0] = int(n);
+        (args.x[0], args.y[0]) = (from, to);
+        gpu.launch(kernel, elements(n), &args)
+    };
+    // Two of them in the place of a float.
+    let half = |n: usize| gpu.scratch(n.div_ceil(2));
+    let (a, b, out) = (half(first)?, half(second)?, half(made)?);
+    cast("to_bf16", inputs[0], a, first)?;
+    cast("to_bf16", inputs[1], b, second)?;
+    gpu.convolve(pass, g, true, [a, b], out)?;
+    cast("from_bf16", out, output, made)
 }
 
 /// The same convolution over planes with their padding in them, where the padding of opposite sides must differ: cuDNN has one number

@@ -18,7 +18,7 @@ use ort::value::{Shape, SymbolicDimensions, TensorElementType::Float32, ValueTyp
 use std::sync::OnceLock;
 
 /// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
-const SCALARS: &[&str] = &["group", "relu", "centred", "axis"];
+const SCALARS: &[&str] = &["group", "relu", "centred", "axis", "bf16"];
 
 /// Attributes of a node.
 pub struct Settings {
@@ -34,6 +34,11 @@ impl Settings {
     /// Whether a Relu follows.
     pub fn relu(&self) -> bool {
         self.list("relu") == [1]
+    }
+
+    /// Whether a device rounds factors to bf16.
+    pub fn bf16(&self) -> bool {
+        self.list("bf16") == [1]
     }
 
     /// Whether a normalization takes the mean off.
@@ -91,7 +96,7 @@ pub const OPS: [Op; 19] = [
         name: "Conv",
         inputs: (3, 1),
         outputs: (1, 0),
-        ints: &["strides", "dilations", "pads", "group"],
+        ints: &["strides", "dilations", "pads", "group", "bf16"],
         shapes: |s, x| Ok(vec![output_shape(s, of(x, 0)?, of(x, 1)?)?]),
         compute: |s, x, shapes, y, pool| {
             let g = geometry(s, &x[0].shape, &x[1].shape, &shapes[0])?;
@@ -102,7 +107,7 @@ pub const OPS: [Op; 19] = [
         name: "ConvInputGrad",
         inputs: (2, 0),
         outputs: (1, 0),
-        ints: &["strides", "dilations", "pads", "group", "input_shape"],
+        ints: &["strides", "dilations", "pads", "group", "bf16", "input_shape"],
         shapes: |s, x| Ok(vec![input_shape(s, of(x, 0)?, of(x, 1)?)?]),
         compute: |s, x, shapes, y, pool| {
             let g = geometry(s, &shapes[0], &x[1].shape, &x[0].shape)?;
@@ -113,7 +118,7 @@ pub const OPS: [Op; 19] = [
         name: "ConvWeightGrad",
         inputs: (2, 0),
         outputs: (1, 0),
-        ints: &["strides", "dilations", "pads", "group", "kernel_shape"],
+        ints: &["strides", "dilations", "pads", "group", "bf16", "kernel_shape"],
         shapes: |s, x| Ok(vec![weight_shape(s, of(x, 0)?, of(x, 1)?)?]),
         compute: |s, x, shapes, y, pool| {
             let g = geometry(s, &x[0].shape, &shapes[0], &x[1].shape)?;

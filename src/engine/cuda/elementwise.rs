@@ -1,0 +1,90 @@
+//! `bisam.Elementwise`: a loop over elements whose body is an attribute, compiled when the node is.
+
+use super::super::kernels::to_ort;
+use super::kernel::{Module, data};
+use super::operators::{Args, THREADS};
+use crate::error::{Error, Result};
+use crate::step::elementwise::MOST;
+use ort::AsPointer;
+use ort::operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
+use ort::value::TensorElementType::Float32;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+/// The operator.
+pub struct Elementwise(pub Arc<Module>);
+
+/// The source of a kernel with this body.
+pub fn source(code: &str) -> String {
+    format!("KERNEL(elementwise) {{\n    for (uint i = FIRST; i < N(0); i += STRIDE) {{\n{code}    }}\n}}\n")
+}
+
+impl Operator for Elementwise {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        "Elementwise"
+    }
+
+    fn execution_provider_type(&self) -> Option<&str> {
+        Some("CUDAExecutionProvider")
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        (0..MOST.0).map(|i| if i == 0 { OperatorInput::required(Float32) } else { OperatorInput::optional(Float32) })
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        (0..MOST.1).map(|i| if i == 0 { OperatorOutput::required(Float32) } else { OperatorOutput::optional(Float32) })
+    }
+
+    fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        let code: String = node.get("code").ok_or_else(|| ort::Error::new("attribute `code` is missing"))?;
+        let function = self.0.compile(&source(&code), "elementwise").map_err(to_ort)? as usize;
+        Ok(Box::new(Instance { module: Arc::clone(&self.0), function, outputs: node.outputs()?.len() }))
+    }
+}
+
+struct Instance {
+    module: Arc<Module>,
+    /// Address of the compiled kernel.
+    function: usize,
+    outputs: usize,
+}
+
+impl Kernel for Instance {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let mut args = Args::default();
+        let mut shape: Vec<i64> = Vec::new();
+        let len = |s: &[i64]| s.iter().product::<i64>();
+        for i in 0..context.num_inputs()?.min(MOST.0) {
+            let Some(value) = context.input(i)? else { continue };
+            args.x[i] = data(value.ptr().cast_mut())?.cast_const();
+            let dims: Vec<i64> = value.shape().iter().copied().collect();
+            if i == 0 || len(&dims) > len(&shape) {
+                shape = dims;
+            }
+        }
+        for i in 0..self.outputs.min(MOST.1) {
+            if let Some(value) = context.output(i, shape.clone())? {
+                args.y[i] = data(value.ptr().cast_mut())?;
+            }
+        }
+        let n = len(&shape);
+        args.n[0] = n;
+        let blocks = checked(n).map_err(to_ort)?;
+        let stream = context.stream()?.map_or(ptr::null_mut(), NonNull::as_ptr).cast();
+        self.module
+            .start(self.function as super::functions::Handle, "elementwise", [blocks, 1], &args, stream)
+            .map_err(to_ort)
+    }
+}
+
+/// Blocks for so many elements.
+fn checked(n: i64) -> Result<usize> {
+    match usize::try_from(n) {
+        Ok(n) if n <= i32::MAX as usize => Ok(n.div_ceil(THREADS).clamp(1, 65_536)),
+        _ => Err(Error::new(format!("{n} parameters are too many for kernels with 32-bit places"))
+            .hint("use --kernels plain")),
+    }
+}
