@@ -8,6 +8,9 @@
 
 static int graphs, launches;
 
+// The compiler here compiles nothing, so runs of elementwise operators do nothing either.
+KERNEL(elementwise) { (void)a; }
+
 __attribute__((destructor)) static void report(void) {
     if (graphs + launches + copies + waits)
         fprintf(stderr, "fake cuda: %d graphs, %d launches, %d copies, %d waits\n", graphs, launches, copies, waits);

@@ -9,7 +9,7 @@ waits. For every model (default: all of models/) and several methods it checks t
 
 - every node of a pass runs on the device, and none is a copy;
 - every stage is captured once for each pair of buffers, and replayed from then on;
-- a replayed step waits for the device only where its losses are read.
+- how often a replayed step waits for the device, which is where its losses are read.
 """
 
 import argparse
@@ -50,9 +50,11 @@ def fetch():
 
 
 def imported(provider):
-    """Names of CUDA's functions that the provider links to or looks up."""
-    data = provider.read_bytes()
-    return {m.decode() for m in re.findall(rb"\0((?:cuda|cublas|curand|cufft|cudnn|cu|__cuda)[A-Z]\w+)(?=\0)", data)}
+    """Names of CUDA's functions that the provider links to, or looks up when it runs."""
+    linked = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].split("@")[0] for line in linked.splitlines()}
+    names |= {m.decode() for m in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
+    return {n for n in names if re.match(r"(__)?(cuda|cublas|curand|cufft|cudnn|cu)[A-Z]", n)}
 
 
 def make_fake(capi, folder):
