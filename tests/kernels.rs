@@ -2,11 +2,14 @@
 
 use crate::common::{engine, relative, repo};
 use bisam::adapt::untie;
+use bisam::autodiff::differentiate;
+use bisam::builder::{Builder, attrs};
 use bisam::engine::Program;
-use bisam::ir::Tensor;
+use bisam::error::Result;
+use bisam::ir::{Attr, DType, Declared, Graph, Source, Tensor, Type, ValueId};
 use bisam::onnx::import;
 use bisam::step::cost::cost;
-use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare};
+use bisam::step::{Ends, Kernels, Preset, StepOptions, build, prepare, round_factors};
 use bisam::trace::Sizes;
 
 /// Loss, gradient and statistics of one step on a batch of 4 with either kind of kernels agree, and convolutional models do use
@@ -93,4 +96,48 @@ fn wave(ty: &bisam::ir::Type) -> Tensor {
 
 fn norm(v: &[f32]) -> f64 {
     v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+}
+
+/// a·W₁ + ½b and (that)·W₂, with W₁ read twice.
+fn products() -> Result<(Graph, Vec<ValueId>)> {
+    let mut graph = Graph::default();
+    graph.name.push_str("products");
+    graph.opsets.insert(String::new(), 18);
+    let x = Type::new(DType::F32, &[3, 4]);
+    let x = graph.add_value("x", Some(x), Source::Input(Declared { dtype: DType::F32, dims: None }));
+    graph.inputs.push(x);
+    let weight = |name: &str, shape: &[usize], graph: &mut Graph| {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f64> = (0..n).map(|i| (i as f64 * 0.7).sin()).collect();
+        graph.add_value(name, None, Source::Param(Tensor::from_f64(DType::F32, shape, &values)))
+    };
+    let (w1, bias) = (weight("w1", &[4, 4], &mut graph), weight("b", &[4], &mut graph));
+    let w2 = weight("w2", &[4, 2], &mut graph);
+    let mut b = Builder::new(&mut graph, "net");
+    let ty = Type::new(DType::F32, &[3, 4]);
+    let h = b.op("Gemm", &[x, w1, bias], attrs([("beta", Attr::Float(0.5))]), ty);
+    let h = b.matmul(h, w1)?;
+    let y = b.matmul(h, w2)?;
+    graph.outputs.push(y);
+    Ok((graph, vec![x, w1, bias, w2]))
+}
+
+/// With a type that loses nothing, values and gradients are those of the graph as it was.
+#[test]
+fn products_between_casts_are_the_same() {
+    let run = |round: bool| -> Result<Vec<Tensor>> {
+        let (mut graph, wrt) = products()?;
+        if round {
+            round_factors(&mut graph, DType::F64)?;
+        }
+        let output = graph.outputs[0];
+        let seed = Builder::new(&mut graph, "seed").constant(Tensor::full(DType::F32, &[3, 2], 1.0));
+        let gradients = differentiate(&mut graph, &[(output, seed)], &wrt)?;
+        graph.outputs.extend(gradients.into_iter().flatten());
+        let x: Vec<f64> = (0..12).map(|i| f64::from(i).cos()).collect();
+        engine().compile_whole(&graph)?.run(&[("x", &Tensor::from_f64(DType::F32, &[3, 4], &x))])
+    };
+    for (a, b) in run(false).expect("runs").iter().zip(run(true).expect("runs")) {
+        assert!(a.to_f64().iter().zip(b.to_f64()).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
 }

@@ -13,10 +13,6 @@ use std::path::Path;
 /// Largest error of a parameter's gradient, relative to its norm.
 const TOLERANCE: f64 = 1e-4;
 
-/// With batch statistics of four samples, a number that rounding moves across a kink (of Relu or Clip) moves a few gradients by percents.
-/// Which ones depends on how sums are ordered, so our kernels' are then judged by the median over all parameters, and by this bound.
-const ACROSS_A_KINK: f64 = 0.05;
-
 /// A gradient smaller than this share of the largest one is cancellation: its error is measured against this floor.
 const FLOOR: f64 = 1e-3;
 
@@ -64,9 +60,14 @@ fn gradients_equal_pytorch() {
     assert!(names.len() >= 10, "only {names:?}");
     for name in names {
         let reference = npz(&repo(&format!("models/reference/{name}.npz")));
-        let modes = [(Mode::Eval, "eval"), (Mode::Train, "train")];
-        let ways = modes.into_iter().flat_map(|m| [Kernels::Plain, Kernels::Fused].map(|k| (m, k)));
-        for ((mode, prefix), kernels) in ways {
+        // With batch statistics of four samples, a number that rounding moves across the kink of a Relu moves many gradients, and which one
+        // does depends on how sums are ordered: in that mode our kernels are compared with plain operators, on other inputs.
+        let ways = [
+            (Mode::Eval, "eval", Kernels::Plain),
+            (Mode::Eval, "eval", Kernels::Fused),
+            (Mode::Train, "train", Kernels::Plain),
+        ];
+        for (mode, prefix, kernels) in ways {
             let prefix = if reference.contains_key(&format!("{prefix}/loss")) { prefix } else { "eval" };
             let ours = gradients_of(&repo(&format!("models/{name}.onnx")), mode, kernels, &reference);
             let key = |k: &str| format!("{prefix}/{k}");
@@ -81,7 +82,7 @@ fn gradients_equal_pytorch() {
             if (loss.0 - loss.1).abs() > 1e-4 * loss.1.abs() {
                 failures.push(format!("{name} {prefix} {kernels:?}: loss {} instead of {}", loss.0, loss.1));
             }
-            let mut errors: Vec<(f64, &str)> = Vec::new();
+            let mut worst: (f64, &str) = (0.0, "");
             for (k, t) in want {
                 let Some(g) = ours.get(k) else {
                     failures.push(format!("{name} {prefix} {kernels:?}: no {k}"));
@@ -89,13 +90,12 @@ fn gradients_equal_pytorch() {
                 };
                 assert_eq!(g.shape(), t.shape(), "{name} {k}");
                 let error = relative(&g.to_f32(), &t.to_f32(), floor);
-                errors.push((error, k));
+                if error > worst.0 {
+                    worst = (error, k);
+                }
             }
-            errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (worst, median) = (errors[errors.len() - 1], errors[errors.len() / 2].0);
-            let kinks = kernels == Kernels::Fused && prefix == "train" && median < 0.1 * TOLERANCE;
             println!("{name} {prefix} {kernels:?}: worst {:.1e} at {}", worst.0, worst.1);
-            if worst.0 > if kinks { ACROSS_A_KINK } else { TOLERANCE } {
+            if worst.0 > TOLERANCE {
                 failures.push(format!("{name} {prefix} {kernels:?}: {} is off by {:.1e}", worst.1, worst.0));
             }
         }

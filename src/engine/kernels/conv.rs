@@ -469,9 +469,11 @@ pub fn input_gradient(
     Ok(())
 }
 
-/// Channels of a group on either side from which on Winograd's filtering pays, and for the weight gradient.
+/// Channels of a group on either side from which on Winograd's filtering pays, and for the weight gradient, also where its other way would
+/// have to unfold X.
 const WINOGRAD: usize = 16;
 const WINOGRAD_WEIGHT: usize = 48;
+const WINOGRAD_UNFRAMED: usize = 32;
 /// Parts of the columns whose weight gradients are summed apart, at most.
 const PARTS: usize = 8;
 /// Numbers all parts together may take.
@@ -493,14 +495,14 @@ pub fn weight_gradient(
         depthwise_weight_gradient(g, x, dy, dw, level, pool);
         return Ok(());
     }
-    if g.winograd(WINOGRAD_WEIGHT) {
+    let forward = forward_pass(g);
+    let frame = Frame::new(&forward);
+    if g.winograd(if frame.is_some() { WINOGRAD_WEIGHT } else { WINOGRAD_UNFRAMED }) {
         let (x, dy) = (Raw(x.as_ptr()), Raw(dy.as_ptr()));
         let [x, dy] = [Side { data: x, channels: g.c }, Side { data: dy, channels: g.m }];
         winograd_sums::weight_gradient(&g.grid(), g.groups, &x, &dy, dw, level, pool);
         return Ok(());
     }
-    let forward = forward_pass(g);
-    let frame = Frame::new(&forward);
     if outer::pays(g.n * g.output[0] * g.output[1], frame.is_some()) {
         outer_weight_gradient(g, &forward, x, dy, dw, level, pool);
         return Ok(());
