@@ -485,3 +485,19 @@ fn a_window_larger_than_its_input_is_an_error() {
         assert!(shown.contains("impossible shape") || output.status.code() == Some(1), "{command}: {shown}");
     }
 }
+
+#[test]
+fn what_only_cuda_has_is_an_error_on_the_cpu() {
+    let bench = |flags: &[&str]| {
+        let arguments: Vec<String> =
+            ["bench", MODEL, "--batch", "4"].iter().chain(flags).map(|a| (*a).to_owned()).collect();
+        let output = bisam(&arguments);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for flags in [&["--tf32"][..], &["--cuda-graph", "off"], &["--precision", "bf16"]] {
+        let (code, shown) = bench(flags);
+        assert!(code == Some(1) && shown.contains("hint: ") && shown.contains("--device cuda"), "{flags:?}: {shown}");
+    }
+    assert_eq!(bench(&["--cuda-graph", "maybe"]).0, Some(2));
+    assert_eq!(bench(&["--precision", "fp4"]).0, Some(2));
+}

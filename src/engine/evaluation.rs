@@ -2,7 +2,8 @@
 
 use super::arena::Buffer;
 use super::binding::Binding;
-use super::program::{Program, fed_widths, widths};
+use super::feed::{fed_widths, widths};
+use super::program::Program;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Type};

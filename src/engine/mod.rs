@@ -11,6 +11,7 @@ pub mod binding;
 mod buffers;
 mod cuda;
 mod evaluation;
+mod feed;
 mod find;
 mod heap;
 mod kernels;

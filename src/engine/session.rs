@@ -152,21 +152,20 @@ impl Engine {
             Device::Cuda(number) => {
                 let device = cuda::Device::get(&self.runtime.path, number)
                     .map_err(|e| Error::new(format!("device {}: {}", self.device, e.cause())).hint(CUDA_HINT))?;
-                Target::Cuda(device, self.cuda)
+                // A profile is of nodes, which a graph has none of.
+                Target::Cuda(device, CudaOptions { graphs: self.cuda.graphs && !self.profiled, ..self.cuda })
             }
         };
-        let level = GraphOptimizationLevel::All;
         let compile = |target: Target| {
             let profile = self.profiled.then(Destination::new).transpose()?;
-            Session::new(self.runtime, model, target, level, ours, profile)
+            Session::new(self.runtime, model, target, GraphOptimizationLevel::All, ours, profile)
         };
         match target {
-            Target::Cuda(device, options) if options.graphs && !self.profiled => {
-                // A graph with a node that the device does not have cannot be captured, and runs node by node.
+            // What has a node that is not for the device cannot be captured, and runs node by node.
+            Target::Cuda(device, options) if options.graphs => {
                 compile(target).or_else(|_| compile(Target::Cuda(device, CudaOptions { graphs: false, ..options })))
             }
-            Target::Cuda(device, options) => compile(Target::Cuda(device, CudaOptions { graphs: false, ..options })),
-            Target::Cpu { .. } => compile(target),
+            _ => compile(target),
         }
     }
 }
@@ -174,10 +173,9 @@ impl Engine {
 /// Where one session runs.
 #[derive(Clone, Copy)]
 enum Target {
-    /// What runs once gives its memory back instead of keeping it in an arena.
-    Cpu {
-        arena: bool,
-    },
+    /// The CPU. What runs once gives its memory back instead of keeping it in an arena.
+    Cpu { arena: bool },
+    /// A device.
     Cuda(&'static cuda::Device, CudaOptions),
 }
 

@@ -14,6 +14,14 @@ pub(super) fn check(status: sys::OrtStatusPtr) -> Result<()> {
     unsafe { ort::Error::<()>::result_from_status(status) }.map_err(ort_error)
 }
 
+/// Where the elements of a tensor of floats are, on its device.
+pub(super) fn floats(value: *mut sys::OrtValue) -> Result<*mut f32> {
+    let mut data = std::ptr::null_mut();
+    // SAFETY: callers pass the value of a kernel's input or output, which is declared to be a tensor of floats.
+    check(unsafe { (ort::api().GetTensorMutableData)(value, &raw mut data) })?;
+    Ok(data.cast())
+}
+
 /// An `OrtValue`, released on drop.
 #[derive(Debug)]
 pub(super) struct Value(NonNull<sys::OrtValue>);

@@ -1,7 +1,8 @@
 //! `bisam.Elementwise`: a loop over elements whose body is an attribute, compiled when the node is.
 
 use super::super::kernels::to_ort;
-use super::kernel::{Module, data};
+use super::super::value::floats;
+use super::module::Module;
 use super::operators::{Args, THREADS};
 use crate::error::{Error, Result};
 use crate::step::elementwise::MOST;
@@ -59,7 +60,7 @@ impl Kernel for Instance {
         let len = |s: &[i64]| s.iter().product::<i64>();
         for i in 0..context.num_inputs()?.min(MOST.0) {
             let Some(value) = context.input(i)? else { continue };
-            args.x[i] = data(value.ptr().cast_mut())?.cast_const();
+            args.x[i] = floats(value.ptr().cast_mut()).map_err(to_ort)?.cast_const();
             let dims: Vec<i64> = value.shape().iter().copied().collect();
             if i == 0 || len(&dims) > len(&shape) {
                 shape = dims;
@@ -67,7 +68,7 @@ impl Kernel for Instance {
         }
         for i in 0..self.outputs.min(MOST.1) {
             if let Some(value) = context.output(i, shape.clone())? {
-                args.y[i] = data(value.ptr().cast_mut())?;
+                args.y[i] = floats(value.ptr().cast_mut()).map_err(to_ort)?;
             }
         }
         let n = len(&shape);

@@ -1,15 +1,16 @@
 //! The operators of domain `bisam` as ONNX Runtime's CUDA provider sees them.
 
-use super::super::kernels::{OPS, Op, Settings, to_ort};
+use super::super::kernels::{Geometry, OPS, Op, Settings, to_ort};
 use super::super::ort_error;
-use super::compiler::{HEAD, KERNELS};
+use super::super::value::{check, floats};
 use super::convolution::Convolution;
 use super::device::Device;
 use super::elementwise::Elementwise;
-use super::functions::{Cudnn, Driver, Handle, Nvrtc};
-use super::operators::{self, Args, Call, Launcher, Operand, Pass, THREADS};
+use super::functions::Handle;
+use super::module::Module;
+use super::operators::{self, Args, Call, Launcher, Operand, Pass};
 use crate::autodiff::DOMAIN;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use ort::AsPointer;
 use ort::ep::cuda::resource::CuDNNHandle;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
@@ -19,127 +20,9 @@ use ort::operator::{
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// The compiled kernels on one device, and cuDNN.
-pub struct Module {
-    nvrtc: Nvrtc,
-    capability: (i32, i32),
-    driver: Driver,
-    cudnn: Arc<Cudnn>,
-    module: Handle,
-    functions: Mutex<BTreeMap<&'static str, usize>>,
-    number: i32,
-}
-
-// SAFETY: the driver's functions may be called from any thread, and the module is never unloaded.
-unsafe impl Send for Module {}
-// SAFETY: as above.
-unsafe impl Sync for Module {}
-
-impl Module {
-    /// Compiles, or finds, the kernels for a device and loads them there.
-    ///
-    /// # Errors
-    /// A library that is missing, or what CUDA says.
-    pub fn load(device: &Device) -> Result<Self> {
-        Self::open(device, Nvrtc::load()?, Driver::load()?, Cudnn::load()?)
-    }
-
-    /// The same with open libraries.
-    pub(super) fn open(device: &Device, nvrtc: Nvrtc, driver: Driver, cudnn: Cudnn) -> Result<Self> {
-        let (capability, number, cudnn) = (device.capability()?, device.number(), Arc::new(cudnn));
-        device.select()?;
-        let (functions, module) = (Mutex::default(), ptr::null_mut());
-        let mut this = Self { nvrtc, capability, driver, cudnn, module, functions, number };
-        this.module = this.load_source(KERNELS)?;
-        Ok(this)
-    }
-
-    /// Compiles source onto the device, where it stays.
-    fn load_source(&self, source: &str) -> Result<Handle> {
-        let image = super::compiler::image(&self.nvrtc, source, self.capability)?;
-        let mut module = ptr::null_mut();
-        // SAFETY: the image is a whole one, and the device's context is this thread's.
-        let status = unsafe { (self.driver.cuModuleLoadData)(&raw mut module, image.as_ptr().cast()) };
-        self.check(status, "loading kernels").map(|()| module)
-    }
-
-    /// A kernel by its source.
-    ///
-    /// # Errors
-    /// What the compiler says.
-    pub fn compile(&self, source: &str, name: &str) -> Result<Handle> {
-        self.find(self.load_source(&format!("{HEAD}{source}"))?, name)
-    }
-
-    fn find(&self, module: Handle, name: &str) -> Result<Handle> {
-        let c_name = CString::new(name).map_err(|e| Error::new(e.to_string()))?;
-        let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded, and the name ends with a zero.
-        let status = unsafe { (self.driver.cuModuleGetFunction)(&raw mut function, module, c_name.as_ptr()) };
-        self.check(status, name).map(|()| function)
-    }
-
-    fn function(&self, name: &'static str) -> Result<Handle> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
-            return Ok(*function as Handle);
-        }
-        let function = self.find(self.module, name)?;
-        functions.insert(name, function as usize);
-        Ok(function)
-    }
-
-    pub(super) fn launch(&self, name: &'static str, blocks: [usize; 2], args: &Args, stream: Handle) -> Result<()> {
-        self.start(self.function(name)?, name, blocks, args, stream)
-    }
-
-    /// Starts a kernel; `name` is for messages.
-    pub(super) fn start(
-        &self,
-        function: Handle,
-        name: &str,
-        [x, y]: [usize; 2],
-        args: &Args,
-        stream: Handle,
-    ) -> Result<()> {
-        let mut pointers = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        let threads = THREADS as u32;
-        // SAFETY: every kernel takes one `Args` by value, which is copied before the call returns.
-        let status = unsafe {
-            (self.driver.cuLaunchKernel)(
-                function,
-                x as u32,
-                y as u32,
-                1,
-                threads,
-                1,
-                1,
-                0,
-                stream,
-                pointers.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        self.check(status, name)
-    }
-
-    fn check(&self, status: i32, what: &str) -> Result<()> {
-        if status == 0 {
-            return Ok(());
-        }
-        let mut text = ptr::null();
-        // SAFETY: the pointer is valid for the call; the text is static, or null for an unknown number.
-        let text = unsafe {
-            (self.driver.cuGetErrorString)(status, &raw mut text);
-            if text.is_null() { "unknown error".into() } else { std::ffi::CStr::from_ptr(text).to_string_lossy() }
-        };
-        Err(Error::new(format!("device cuda:{}: {what}: {text} (CUDA error {status})", self.number)))
-    }
-}
 
 /// An operator for the CUDA provider.
 struct OnDevice {
@@ -200,7 +83,7 @@ impl Kernel for Instance {
         for i in 0..context.num_inputs()? {
             if let Some(value) = context.input(i)? {
                 let shape = value.shape().iter().map(|d| *d as usize).collect();
-                inputs.push(Operand { shape, data: data(value.ptr().cast_mut())?.cast_const() });
+                inputs.push(Operand { shape, data: floats(value.ptr().cast_mut()).map_err(to_ort)?.cast_const() });
             }
         }
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|x| x.shape.clone()).collect();
@@ -208,7 +91,7 @@ impl Kernel for Instance {
         let mut outputs = Vec::with_capacity(self.outputs);
         for (i, dims) in shapes.iter().enumerate().take(self.outputs) {
             if let Some(value) = context.output(i, dims.iter().map(|d| *d as i64).collect::<Vec<_>>())? {
-                outputs.push(data(value.ptr().cast_mut())?);
+                outputs.push(floats(value.ptr().cast_mut()).map_err(to_ort)?);
             }
         }
         let number = self.module.number;
@@ -223,15 +106,6 @@ impl Kernel for Instance {
         let call = Call { settings: &self.settings, inputs: &inputs, shapes: &shapes, outputs: &outputs };
         operators::run(self.op.name, &call, &running).map_err(to_ort)
     }
-}
-
-/// Where a tensor's elements are, on the device.
-pub(super) fn data(value: *mut ort::sys::OrtValue) -> ort::Result<*mut f32> {
-    let mut data = ptr::null_mut();
-    // SAFETY: the value is a tensor of floats: the operator's inputs and outputs are declared so.
-    let status = unsafe { (ort::api().GetTensorMutableData)(value, &raw mut data) };
-    super::super::value::check(status).map_err(to_ort)?;
-    Ok(data.cast())
 }
 
 /// A kernel at work.
@@ -255,7 +129,7 @@ impl Launcher for Running<'_> {
         let mut block = ptr::null_mut();
         let allocator = self.allocator.ptr().cast_mut();
         // SAFETY: the allocator is the session's own on this device; the block goes back to it below.
-        super::super::value::check(unsafe { (ort::api().AllocatorAlloc)(allocator, 4 * floats, &raw mut block) })?;
+        check(unsafe { (ort::api().AllocatorAlloc)(allocator, 4 * floats, &raw mut block) })?;
         self.taken.borrow_mut().push(block);
         Ok(block.cast())
     }
@@ -263,7 +137,7 @@ impl Launcher for Running<'_> {
     fn convolve(
         &self,
         pass: Pass,
-        geometry: &super::super::kernels::Geometry,
+        geometry: &Geometry,
         half: bool,
         inputs: [*const f32; 2],
         output: *mut f32,
@@ -288,7 +162,7 @@ impl Drop for Running<'_> {
             // The arena gives a block out again to what comes later in the same stream only, so what was launched may still use it.
             // SAFETY: from this allocator. A failure to free cannot be acted on here.
             let status = unsafe { (ort::api().AllocatorFree)(self.allocator.ptr().cast_mut(), block) };
-            drop(super::super::value::check(status));
+            drop(check(status));
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`functions`] looks CUDA's libraries up at run time, so nothing of CUDA is needed to build; [`device`] is the device itself,
 //! [`upload`] brings batches to it beside the computation. [`operators`] says what each operator launches: kernels of `kernels.cu`,
-//! which [`compiler`] has NVRTC compile, and cuDNN's [`convolution`]s; [`kernel`] is what ONNX Runtime sees of that.
+//! which [`compiler`] has NVRTC compile into a [`module`], and cuDNN's [`convolution`]s; [`kernel`] is what ONNX Runtime sees of that, and
+//! [`elementwise`] an operator whose kernel is written by the graph.
 //!
 //! `fake.c` stands for all of CUDA where there is no device: memory of the host, and kernels compiled for the CPU. Tests run over it.
 
@@ -12,6 +13,7 @@ mod device;
 mod elementwise;
 mod functions;
 mod kernel;
+mod module;
 mod operators;
 mod packages;
 mod upload;
@@ -23,7 +25,7 @@ pub use upload::Uploads;
 
 /// What gets a machine what is missing.
 const HINT: &str = "`pip install \"onnxruntime-gpu[cuda,cudnn]\"` in a Python environment has all of CUDA's libraries but the driver, \
-     which the system must have; name its onnxruntime/capi folder with `--ort PATH`";
+     which the system must have; name its onnxruntime/capi folder with `--ort PATH`; `--kernels plain` does without NVRTC";
 
 #[cfg(test)]
 pub use tests::fake_device;

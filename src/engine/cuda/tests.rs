@@ -6,7 +6,7 @@ use super::convolution::Convolution;
 use super::device::Device;
 use super::elementwise::source;
 use super::functions::{Cudnn, Driver, Handle, Nvrtc, Runtime};
-use super::kernel::Module;
+use super::module::Module;
 use super::operators::{self, Args, Call, Launcher, Operand, Pass};
 use super::upload::Uploads;
 use crate::error::Result;

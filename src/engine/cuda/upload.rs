@@ -45,12 +45,14 @@ impl Uploads {
     /// before the last one has not left yet.
     ///
     /// # Errors
-    /// What CUDA says.
+    /// More bytes than there is place for, or what CUDA says.
     ///
     /// # Safety
-    /// `target` is valid for `len` bytes on the device, and `len` is not above what there is place for.
+    /// `target` is valid for `len` bytes on the device.
     pub unsafe fn send(&self, target: *mut u8, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
-        debug_assert!(len <= self.bytes);
+        if len > self.bytes {
+            crate::bail!("a batch of {len} bytes instead of {}", self.bytes);
+        }
         let slot = &self.slots[self.next.replace(1 - self.next.get())];
         self.device.wait(&slot.arrived)?;
         // SAFETY: the slot has that many bytes, and its last copy is over.
