@@ -100,16 +100,10 @@ impl Memory {
         }
     }
 
-    /// That of the host.
+    /// That of the host, and that of a fake device.
     #[cfg(test)]
-    pub(super) fn of_host() -> Self {
-        Self(None)
-    }
-
-    /// That of a device.
-    #[cfg(test)]
-    pub(super) fn of(gpu: &'static Gpu) -> Self {
-        Self(Some(gpu))
+    pub(super) fn of_either() -> Vec<Self> {
+        [None].into_iter().chain(super::cuda::fake_devices().into_iter().map(Some)).map(Self).collect()
     }
 
     /// A buffer of zeros.
@@ -279,7 +273,7 @@ mod tests {
 
     #[test]
     fn bytes_survive_and_what_does_not_fit_is_refused() -> Result<()> {
-        for memory in [Memory::of_host(), Memory::of(super::super::cuda::fake_device())] {
+        for memory in Memory::of_either() {
             let buffer = memory.zeros(1000)?;
             let bytes: Vec<u8> = (0..=255).collect();
             buffer.write(300, &bytes)?;

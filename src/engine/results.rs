@@ -152,7 +152,7 @@ mod tests {
     /// Also where a step has more parts than there is place for at first.
     #[test]
     fn numbers_come_in_order_on_either_side() -> Result<()> {
-        for memory in [Memory::of_host(), Memory::of(super::super::cuda::fake_device())] {
+        for memory in Memory::of_either() {
             let (mut results, buffer) = (Results::new(memory)?, memory.zeros(4)?);
             let mut want = Vec::new();
             for (step, parts) in [1, 2, PLACES, 1].into_iter().enumerate() {

@@ -84,7 +84,7 @@ fn fetch(size: impl Fn(*mut usize) -> Status, bytes: impl Fn(*mut c_char) -> Sta
     (bytes(out.as_mut_ptr().cast()) == 0).then_some(out)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

@@ -27,8 +27,15 @@ pub use upload::Uploads;
 const HINT: &str = "`pip install \"onnxruntime-gpu[cuda,cudnn]\"` in a Python environment has all of CUDA's libraries but the driver, \
      which the system must have; name its onnxruntime/capi folder with `--ort PATH`; `--kernels plain` does without NVRTC";
 
-#[cfg(test)]
-pub use tests::fake_device;
-
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
+
+/// The fake device, on systems that it is written for.
+#[cfg(test)]
+pub fn fake_devices() -> Vec<&'static Device> {
+    #[cfg_attr(not(target_os = "linux"), allow(unused_mut))]
+    let mut devices = Vec::new();
+    #[cfg(target_os = "linux")]
+    devices.push(tests::fake_device());
+    devices
+}
