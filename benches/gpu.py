@@ -155,13 +155,13 @@ def replays(run, folder):
     for preset in presets:
         for model in ("tiny_bn", "tiny_ln"):
             made = {}
-            for device in ("cpu", run.device):
-                out = folder / f"{preset}-{model}-{'a' if device == 'cpu' and 'a' not in made else 'b'}"
+            for name, device in (("cpu", "cpu"), ("device", run.device)):
+                out = folder / f"{preset}-{model}-{name}"
                 command = ["train", ROOT / "models" / f"{model}.onnx", "--data", f"npz:{data}", "--steps", 10, "--batch-size", 8]
                 command += ["--shuffle", "false", "--optimizer", preset, "--lr", "0.05", "-o", out]
                 run.call(*command, device=device)
-                made["a" if device == "cpu" and "a" not in made else "b"] = weights(out / "checkpoint" / "state.safetensors")
-            error, name = worst(made["b"], made["a"])
+                made[name] = weights(out / "checkpoint" / "state.safetensors")
+            error, name = worst(made["device"], made["cpu"])
             right = error <= TOLERANCE
             rows.append({"method": preset, "model": model, "error": error, "of": name, "right": right})
             run.say(f"| {preset} | {model} | {error:.1e} | {name} | {'ok' if right else 'WRONG'} |")

@@ -141,3 +141,18 @@ fn products_between_casts_are_the_same() {
         assert!(a.to_f64().iter().zip(b.to_f64()).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 }
+
+#[test]
+fn factors_are_rounded_once_and_gradients_stay_f32() -> Result<()> {
+    let (mut graph, wrt) = products()?;
+    round_factors(&mut graph, DType::BF16)?;
+    let count = |op: &str| graph.nodes.iter().filter(|n| n.is(op)).count();
+    // x, W₁, the first product, the second, W₂; three products on their way out.
+    assert_eq!((count("Cast"), count("Add")), (5 + 3, 1));
+    let output = graph.outputs[0];
+    let seed = Builder::new(&mut graph, "seed").constant(Tensor::full(DType::F32, &[3, 2], 1.0));
+    let gradients = differentiate(&mut graph, &[(output, seed)], &wrt)?;
+    let f32s = gradients.iter().flatten().filter(|g| graph.ty(**g).is_ok_and(|t| t.dtype == DType::F32)).count();
+    assert_eq!((f32s, gradients.len()), (4, 4));
+    Ok(())
+}

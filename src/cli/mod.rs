@@ -52,7 +52,7 @@ pub struct Global {
     /// On CUDA, let convolutions and matrix products round their factors to TF32: faster, 10 bits instead of 23
     #[arg(long, global = true)]
     tf32: bool,
-    /// On CUDA, capture each stage once and replay it (on), or start its kernels one by one (off) [default: on]
+    /// On CUDA, how the stages of a step run [default: on]
     #[arg(long, global = true, value_name = "on|off")]
     cuda_graph: Option<Switch>,
     /// Print results and errors only
@@ -66,12 +66,12 @@ pub struct Global {
     json: bool,
 }
 
-/// Whether something is done.
+/// Whether stages are captured as CUDA graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Switch {
-    /// It is.
+    /// Captured once, then replayed.
     On,
-    /// It is not.
+    /// Kernels are started one by one.
     Off,
 }
 

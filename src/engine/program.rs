@@ -384,9 +384,7 @@ impl Program {
             let share = part.len() as f32 / n as f32;
             let number = first / micro;
             let choice = (!self.chosen.is_empty()).then(|| self.options.subset(self.steps, number));
-            let [ascent, descent, correct] = self.gradient_at(inputs, labels, part, number, climbs, choice)?;
-            let missing = || Error::new("a pass left no loss");
-            let (descent, correct) = (descent.ok_or_else(missing)?, correct.ok_or_else(missing)?);
+            let (ascent, descent, correct) = self.gradient_at(inputs, labels, part, number, climbs, choice)?;
             parts.push(Part { share, ascent, descent, correct });
             if let Some(stage) = &mut self.accumulate {
                 self.buffers.keep.write_f32(&[if first > 0 { 1.0 } else { 0.0 }])?;
@@ -422,7 +420,7 @@ impl Program {
         number: usize,
         climbs: bool,
         choice: Option<usize>,
-    ) -> Result<[Option<Place>; 3]> {
+    ) -> Result<(Option<Place>, Place, Place)> {
         let (here, there) = (self.sides.theta, 1 - self.sides.theta);
         let mut rows: Vec<usize> = part.collect();
         let (first, second) = self.options.samples(rows.len());
@@ -461,7 +459,7 @@ impl Program {
             self.move_statistics()?;
         }
         let correct = correct.map_or_else(|| self.results.take(&self.buffers.correct), Ok)?;
-        Ok([ascent, Some(descent), Some(correct)])
+        Ok((ascent, descent, correct))
     }
 
     /// Moves to where the ascent of micro-batch `number` starts, in the other parameter buffer, if that is random.

@@ -6,7 +6,7 @@
 
 use crate::autodiff::DOMAIN;
 use crate::error::{Error, Result};
-use crate::ir::{Attr, Attrs, DType, Graph, Node, Source, ValueId};
+use crate::ir::{Attr, Attrs, Graph, Node, Source, ValueId};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ fn kinds(graph: &Graph) -> Vec<Kind> {
     let mut kinds = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let depth = node.inputs.iter().flatten().filter_map(|v| after.get(v)).max().copied().unwrap_or(0);
-        let any = ["0".into(), "0".into(), "0".into()];
+        let any = ["0".into(), "0".into()];
         let elementwise = node.domain.is_empty() && expression(node, &any).is_some();
         for v in node.outputs.iter().flatten() {
             after.insert(*v, depth + usize::from(!elementwise));
@@ -94,8 +94,7 @@ fn together(graph: &Graph, run: &[&Node], written: &[ValueId], depth: usize) -> 
         let value = expression(node, &read).ok_or_else(|| node.blame(Error::new("it is not elementwise")))?;
         let y = node.output(0).ok_or_else(|| node.blame(Error::new("it has no output")))?;
         let name = format!("v{}", names.len());
-        let kind = if graph.ty(y)?.dtype == DType::Bool { "int" } else { "float" };
-        writeln!(code, "{kind} {name} = {value};").map_err(|e| Error::new(e.to_string()))?;
+        writeln!(code, "float {name} = {value};").map_err(|e| Error::new(e.to_string()))?;
         names.insert(y, name);
     }
     for (k, v) in written.iter().enumerate() {
@@ -139,14 +138,10 @@ fn expression(node: &Node, x: &[String]) -> Option<String> {
         "Sub" => infix("-"),
         "Mul" => infix("*"),
         "Div" => infix("/"),
-        "Greater" => infix(">"),
-        "Less" => infix("<"),
         "Neg" => Some(format!("-({})", x.first()?)),
         "Abs" => call("fabsf"),
         "Sqrt" => call("sqrtf"),
         "Min" if node.inputs.len() == 2 => call("fminf"),
-        "Max" if node.inputs.len() == 2 => call("fmaxf"),
-        "Where" => Some(format!("{} ? {} : {}", x.first()?, x.get(1)?, x.get(2)?)),
         _ => None,
     }
 }

@@ -3,8 +3,7 @@
 use super::super::kernels::to_ort;
 use super::super::value::floats;
 use super::module::Module;
-use super::operators::{Args, THREADS};
-use crate::error::{Error, Result};
+use super::operators::{Args, elements, fits};
 use crate::step::elementwise::MOST;
 use ort::AsPointer;
 use ort::operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
@@ -71,21 +70,12 @@ impl Kernel for Instance {
                 args.y[i] = floats(value.ptr().cast_mut()).map_err(to_ort)?;
             }
         }
-        let n = len(&shape);
-        args.n[0] = n;
-        let blocks = checked(n).map_err(to_ort)?;
+        let n = usize::try_from(len(&shape)).unwrap_or(usize::MAX);
+        fits(n).map_err(to_ort)?;
+        args.n[0] = n as i64;
         let stream = context.stream()?.map_or(ptr::null_mut(), NonNull::as_ptr).cast();
         self.module
-            .start(self.function as super::functions::Handle, "elementwise", [blocks, 1], &args, stream)
+            .start(self.function as super::functions::Handle, "elementwise", elements(n), &args, stream)
             .map_err(to_ort)
-    }
-}
-
-/// Blocks for so many elements.
-fn checked(n: i64) -> Result<usize> {
-    match usize::try_from(n) {
-        Ok(n) if n <= i32::MAX as usize => Ok(n.div_ceil(THREADS).clamp(1, 65_536)),
-        _ => Err(Error::new(format!("{n} parameters are too many for kernels with 32-bit places"))
-            .hint("use --kernels plain")),
     }
 }

@@ -97,8 +97,20 @@ fn len(shape: &[usize]) -> usize {
 }
 
 /// Blocks for a thread per element, or several elements per thread.
-fn elements(n: usize) -> [usize; 2] {
+pub fn elements(n: usize) -> [usize; 2] {
     [n.div_ceil(THREADS).clamp(1, BLOCKS), 1]
+}
+
+/// Whether kernels, whose places have 32 bits, can take a tensor of `n` elements.
+///
+/// # Errors
+/// When they cannot.
+pub fn fits(n: usize) -> Result<()> {
+    if n <= i32::MAX as usize {
+        return Ok(());
+    }
+    Err(Error::new(format!("a tensor of {n} elements is too large for kernels with 32-bit places"))
+        .hint("take a smaller batch, or --kernels plain"))
 }
 
 fn int(n: usize) -> i64 {
@@ -111,10 +123,7 @@ fn int(n: usize) -> i64 {
 /// Shapes that do not fit, tensors of 2^31 elements and more, or a launch that fails.
 pub fn run(op: &str, call: &Call<'_>, gpu: &dyn Launcher) -> Result<()> {
     let shapes = call.inputs.iter().map(|x| &x.shape).chain(call.shapes);
-    if let Some(large) = shapes.into_iter().find(|s| len(s) > i32::MAX as usize) {
-        return Err(Error::new(format!("a tensor of shape {large:?} is too large for kernels with 32-bit places"))
-            .hint("take a smaller batch, or --kernels plain"));
-    }
+    shapes.into_iter().try_for_each(|s| fits(len(s)))?;
     if call.shapes.first().is_some_and(|s| len(s) == 0) {
         return Ok(());
     }
