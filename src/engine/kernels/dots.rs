@@ -1,7 +1,7 @@
 //! A part of the matrix of dot products that a weight gradient is.
 
 use super::conv::Pass;
-use super::simd::{Job, LANES, Lanes};
+use super::simd::{Job, LANES, Lanes, Register};
 use super::unfold::{Frame, Run, fill_zero, runs, unfold};
 use super::with_sizes;
 
@@ -13,6 +13,50 @@ struct Strip {
 }
 
 /// R rows of dot products with V columns: c [R, ld] += a·bᵀ over strips of `vectors` vectors, with rows of a `pitch` apart.
+struct Tile<'a, const R: usize, const V: usize> {
+    strips: &'a [Strip],
+    vectors: usize,
+    a: *const f32,
+    pitch: usize,
+    b: &'a [*const f32; 6],
+    c: *mut f32,
+    ld: usize,
+}
+
+impl<const R: usize, const V: usize> Job for Tile<'_, R, V> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: the caller's pointers are good for the rows and strips.
+        unsafe {
+            let mut sums = [[L::Register::zero(); V]; R];
+            for strip in self.strips {
+                let a = self.a.add(strip.left);
+                let mut right = [std::ptr::null(); V];
+                for (v, p) in right.iter_mut().enumerate() {
+                    *p = self.b[v].add(strip.right);
+                }
+                for at in (0..self.vectors * LANES).step_by(L::Register::LANES) {
+                    let mut column = [L::Register::zero(); V];
+                    for (v, x) in column.iter_mut().enumerate() {
+                        *x = L::Register::load(right[v].add(at));
+                    }
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        let y = L::Register::load(a.add(r * self.pitch + at));
+                        for (s, x) in sum.iter_mut().zip(column) {
+                            *s = y.mul_add(x, *s);
+                        }
+                    }
+                }
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                for (v, s) in sum.iter().enumerate() {
+                    *self.c.add(r * self.ld + v) += s.sum();
+                }
+            }
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn dots<L: Lanes, const R: usize, const V: usize>(
     strips: &[Strip],
@@ -23,34 +67,7 @@ unsafe fn dots<L: Lanes, const R: usize, const V: usize>(
     c: *mut f32,
     ld: usize,
 ) {
-    unsafe {
-        let mut sums = [[L::splat(0.0); V]; R];
-        for strip in strips {
-            let a = a.add(strip.left);
-            let mut right = [std::ptr::null(); V];
-            for (v, p) in right.iter_mut().enumerate() {
-                *p = b[v].add(strip.right);
-            }
-            for i in 0..vectors {
-                let at = i * LANES;
-                let mut column = [L::splat(0.0); V];
-                for (v, x) in column.iter_mut().enumerate() {
-                    *x = L::load(right[v].add(at));
-                }
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let y = L::load(a.add(r * pitch + at));
-                    for (s, x) in sum.iter_mut().zip(column) {
-                        *s = y.mul_add(x, *s);
-                    }
-                }
-            }
-        }
-        for (r, sum) in sums.iter().enumerate() {
-            for (v, s) in sum.iter().enumerate() {
-                *c.add(r * ld + v) += s.sum();
-            }
-        }
-    }
+    unsafe { L::outlined(&Tile::<R, V> { strips, vectors, a, pitch, b, c, ld }) }
 }
 
 /// Columns of a panel of the weight gradient: many, because the lanes of every dot product are summed at their end.

@@ -154,7 +154,7 @@ impl Outer<'_> {
                     let b = [0, 1, 2].map(|v| right.add(at + v.min(vectors - 1) * LANES));
                     let c = [0, 1, 2].map(|v| base.add(v.min(vectors - 1) * LANES));
                     let a = self.dy.add(first * self.apart + row);
-                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, self.apart, &b, std::ptr::null(), &c, ld));
+                    with_sizes!(tile, L, rows, vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, self.apart, b, std::ptr::null(), c, ld));
                     if !direct {
                         for r in 0..rows {
                             copy::<L>(result.add(r * ld), to.add(r * self.depth), columns_here, first > 0);

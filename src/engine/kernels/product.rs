@@ -5,43 +5,63 @@ use super::simd::{Job, LANES, Lanes};
 use super::unfold::{Frame, Run, copy, runs, unfold};
 use super::with_sizes;
 
+/// R rows and V vectors of a product.
+struct Tile<'a, const R: usize, const V: usize> {
+    offsets: &'a [usize],
+    a: *const f32,
+    step: usize,
+    b: [*const f32; 3],
+    init: *const f32,
+    c: [*mut f32; 3],
+    ld: usize,
+}
+
+impl<const R: usize, const V: usize> Job for Tile<'_, R, V> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: the caller's pointers are good for the rows and vectors.
+        unsafe {
+            let mut sums = [[L::splat(0.0); V]; R];
+            if !self.init.is_null() {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = [L::splat(*self.init.add(r)); V];
+                }
+            }
+            let mut a = self.a;
+            for offset in self.offsets {
+                let mut column = [L::splat(0.0); V];
+                for (v, x) in column.iter_mut().enumerate() {
+                    *x = L::load(self.b[v].add(*offset));
+                }
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let w = L::splat(*a.add(r));
+                    for (s, x) in sum.iter_mut().zip(column) {
+                        *s = w.mul_add(x, *s);
+                    }
+                }
+                a = a.add(self.step);
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                for (v, s) in sum.iter().enumerate() {
+                    s.store(self.c[v].add(r * self.ld));
+                }
+            }
+        }
+    }
+}
+
 /// R rows and V vectors of a product: c = init + a·b with the R numbers of column i of a at i·`step`, and row i of b at `offsets[i]` from each of `b`.
 #[inline(always)]
 pub unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
     offsets: &[usize],
-    mut a: *const f32,
+    a: *const f32,
     step: usize,
-    b: &[*const f32; 3],
+    b: [*const f32; 3],
     init: *const f32,
-    c: &[*mut f32; 3],
+    c: [*mut f32; 3],
     ld: usize,
 ) {
-    unsafe {
-        let mut sums = [[L::splat(0.0); V]; R];
-        if !init.is_null() {
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = [L::splat(*init.add(r)); V];
-            }
-        }
-        for offset in offsets {
-            let mut column = [L::splat(0.0); V];
-            for (v, x) in column.iter_mut().enumerate() {
-                *x = L::load(b[v].add(*offset));
-            }
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let w = L::splat(*a.add(r));
-                for (s, x) in sum.iter_mut().zip(column) {
-                    *s = w.mul_add(x, *s);
-                }
-            }
-            a = a.add(step);
-        }
-        for (r, sum) in sums.iter().enumerate() {
-            for (v, s) in sum.iter().enumerate() {
-                s.store(c[v].add(r * ld));
-            }
-        }
-    }
+    unsafe { L::outlined(&Tile::<R, V> { offsets, a, step, b, init, c, ld }) }
 }
 
 /// Rows of the unfolded matrix that are summed at once.
@@ -217,7 +237,7 @@ impl Job for Product<'_> {
                                 }
                             }
                             let ld = if direct { target_plane } else { pitch };
-                            with_sizes!(tile, L, rows, g.vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, rows, &b, init, &c, ld));
+                            with_sizes!(tile, L, rows, g.vectors, [1 2 3 4 5 6 7 8][1 2 3], (offsets, a, rows, b, init, c, ld));
                             if direct {
                                 continue;
                             }

@@ -53,6 +53,49 @@ impl Level {
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
+/// A part of the sixteen lanes: as many as one register has.
+///
+/// # Safety
+/// As for [`Lanes`].
+pub unsafe trait Register: Copy {
+    /// How many; they divide [`LANES`].
+    const LANES: usize;
+    /// 0 in every lane.
+    unsafe fn zero() -> Self;
+    /// Lanes from memory.
+    unsafe fn load(p: *const f32) -> Self;
+    /// self · a + b.
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Sum over the lanes.
+    unsafe fn sum(self) -> f32;
+}
+
+/// All lanes as one register, where the processor or the compiler takes them so.
+macro_rules! whole_register {
+    ($lanes:ty) => {
+        // SAFETY: what the lanes need.
+        unsafe impl Register for $lanes {
+            const LANES: usize = LANES;
+            #[inline(always)]
+            unsafe fn zero() -> Self {
+                unsafe { Self::splat(0.0) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> Self {
+                unsafe { Lanes::load(p) }
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+                unsafe { Lanes::mul_add(self, a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sum(self) -> f32 {
+                unsafe { Lanes::sum(self) }
+            }
+        }
+    };
+}
+
 /// Sixteen f32 numbers in registers.
 ///
 /// # Safety
@@ -61,6 +104,8 @@ pub const LANES: usize = 16;
 pub unsafe trait Lanes: Copy {
     /// Rows and vectors of the register tile of a matrix product: as many as leave registers for its operands.
     const TILE: (usize, usize);
+    /// What dot products are summed in.
+    type Register: Register;
     /// Rows and columns of the register tile of dot products.
     const DOTS: (usize, usize);
     /// The same number in every lane.
@@ -114,6 +159,9 @@ pub unsafe trait Lanes: Copy {
             *v = unsafe { Self::load(column.as_ptr()) };
         }
     }
+    /// Runs a job as a function of its own: among the loops around it, compilers give registers that an inner loop needs to what they
+    /// keep from those.
+    unsafe fn outlined(job: &impl Job);
     /// The greatest of the lanes, if all are numbers.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -141,15 +189,22 @@ pub unsafe fn run(level: Level, job: &impl Job) {
     // SAFETY: the caller promises what the level needs.
     unsafe {
         match level {
-            Level::Portable => job.run::<Array>(),
+            Level::Portable => portable(job),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => x86::avx2(job),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => x86::avx512(job),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => job.run::<Array>(),
+            Level::Avx2 | Level::Avx512 => portable(job),
         }
     }
+}
+
+whole_register!(Array);
+
+#[inline(never)]
+unsafe fn portable(job: &impl Job) {
+    unsafe { job.run::<Array>() }
 }
 
 /// Lanes the compiler vectorizes with what the target has.
@@ -171,7 +226,12 @@ impl Array {
 unsafe impl Lanes for Array {
     // 32 registers of 4 on AArch64.
     const TILE: (usize, usize) = (6, 1);
+    type Register = Self;
     const DOTS: (usize, usize) = (2, 3);
+    #[inline(always)]
+    unsafe fn outlined(job: &impl Job) {
+        unsafe { portable(job) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Self([x; LANES])
@@ -272,16 +332,18 @@ unsafe impl Lanes for Array {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Job, LANES, Lanes};
+    use super::{Job, LANES, Lanes, Register};
     use std::arch::x86_64::*;
 
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<J: Job>(job: &J) {
+    pub unsafe fn avx2(job: &impl Job) {
         unsafe { job.run::<Avx2>() }
     }
 
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx2,fma")]
-    pub unsafe fn avx512<J: Job>(job: &J) {
+    pub unsafe fn avx512(job: &impl Job) {
         unsafe { job.run::<Avx512>() }
     }
 
@@ -292,7 +354,13 @@ mod x86 {
     unsafe impl Lanes for Avx2 {
         // 16 registers: 12 sums, 2 of a column, 1 of a row.
         const TILE: (usize, usize) = (6, 1);
-        const DOTS: (usize, usize) = (2, 3);
+        // 12 sums, 3 of columns, 1 of a row.
+        type Register = Eight;
+        const DOTS: (usize, usize) = (4, 3);
+        #[inline(always)]
+        unsafe fn outlined(job: &impl Job) {
+            unsafe { avx2(job) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             let v = unsafe { _mm256_set1_ps(x) };
@@ -394,13 +462,82 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn transpose(x: &mut [Self; LANES]) {
+            unsafe {
+                // Squares of eight; those off the diagonal change places.
+                for i in (0..LANES).step_by(8) {
+                    let (mut left, mut right) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
+                    for k in 0..8 {
+                        (left[k], right[k]) = (x[i + k].0, x[i + k].1);
+                    }
+                    let (left, right) = (transpose_square(left), transpose_square(right));
+                    for k in 0..8 {
+                        (x[i + k].0, x[i + k].1) = (left[k], right[k]);
+                    }
+                }
+                for k in 0..8 {
+                    (x[k].1, x[k + 8].0) = (x[k + 8].0, x[k].1);
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             unsafe {
-                let eight = _mm256_add_ps(self.0, self.1);
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                Eight(_mm256_add_ps(self.0, self.1)).sum()
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Eight(__m256);
+
+    // SAFETY: the intrinsics need AVX2 and FMA, which the level stands for.
+    unsafe impl Register for Eight {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            unsafe { Self(_mm256_setzero_ps()) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(p)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
             }
+        }
+    }
+
+    /// Lane i of vector k becomes lane k of vector i.
+    #[inline(always)]
+    unsafe fn transpose_square(x: [__m256; 8]) -> [__m256; 8] {
+        unsafe {
+            // Pairs of rows, then fours, within halves of vectors; then the halves.
+            let (mut y, mut z) = (x, x);
+            for i in 0..4 {
+                y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+            }
+            for i in [0, 4] {
+                for k in 0..2 {
+                    let (a, b) = (y[i + k], y[i + k + 2]);
+                    z[i + 2 * k] = _mm256_shuffle_ps::<0x44>(a, b);
+                    z[i + 2 * k + 1] = _mm256_shuffle_ps::<0xEE>(a, b);
+                }
+            }
+            for k in 0..4 {
+                y[k] = _mm256_permute2f128_ps::<0x20>(z[k], z[k + 4]);
+                y[k + 4] = _mm256_permute2f128_ps::<0x31>(z[k], z[k + 4]);
+            }
+            y
         }
     }
 
@@ -417,7 +554,12 @@ mod x86 {
     unsafe impl Lanes for Avx512 {
         // 32 registers: 24 sums, 3 of a column, 1 of a row.
         const TILE: (usize, usize) = (8, 3);
+        type Register = Self;
         const DOTS: (usize, usize) = (4, 6);
+        #[inline(always)]
+        unsafe fn outlined(job: &impl Job) {
+            unsafe { avx512(job) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }
@@ -532,11 +674,10 @@ mod x86 {
             unsafe {
                 let high =
                     _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))));
-                let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high));
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+                Eight(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high))).sum()
             }
         }
     }
+
+    whole_register!(Avx512);
 }

@@ -122,7 +122,7 @@ impl Job for Forward<'_> {
                         let a = self.transformed.add((place * rows + row) * channels);
                         let c = c.add(row * pitch);
                         let c = [c.add(at[0]), c.add(at[1]), c.add(at[2])];
-                        with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, high, &b, std::ptr::null(), &c, pitch));
+                        with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, high, b, std::ptr::null(), c, pitch));
                         row += high;
                     }
                 }

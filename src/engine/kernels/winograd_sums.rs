@@ -116,7 +116,7 @@ impl Job for Sum {
                     let b = [b.add(at[0]), b.add(at[1]), b.add(at[2])];
                     let c = [c.add(at[0]), c.add(at[1]), c.add(at[2])];
                     let a = self.left.add(row);
-                    with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, left, &b, std::ptr::null(), &c, ld));
+                    with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, left, b, std::ptr::null(), c, ld));
                     if self.add {
                         for r in 0..high {
                             copy::<L>(self.scratch.add(r * ld), to.add(r * right), vectors * LANES, true);
