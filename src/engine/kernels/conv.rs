@@ -249,78 +249,6 @@ fn product(
     });
 }
 
-/// Planes of a depthwise task: enough positions to be worth a thread's while.
-const PLANE_NUMBERS: usize = 1 << 14;
-
-/// A pass of a depthwise convolution: `source` and `target` are the first planes, `kernel` is a channel's number of weights.
-#[allow(clippy::too_many_arguments)]
-fn depthwise_product(
-    g: &Geometry,
-    pass: &Pass,
-    source: Raw<*const f32>,
-    target: Raw<*mut f32>,
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    add: bool,
-    level: Level,
-    pool: &dyn Pool,
-) {
-    let planes = g.n * g.c;
-    let numbers = depthwise::held(pass);
-    let of_task = PLANE_NUMBERS.div_ceil(numbers.max(1));
-    let (weights, bias) = (Raw(weight.as_ptr()), Raw(bias.map_or(std::ptr::null(), <[f32]>::as_ptr)));
-    pool.run(planes.div_ceil(of_task), &|task| {
-        SCRATCH.with_buffer_of(numbers, |scratch| {
-            let job = depthwise::Planes {
-                pass,
-                source: source.get(),
-                target: target.get(),
-                weights: weights.get(),
-                kernel: g.taps(),
-                channels: g.c,
-                bias: bias.get(),
-                add,
-                planes: task * of_task..((task + 1) * of_task).min(planes),
-                scratch,
-            };
-            // SAFETY: the level is one this processor has, and every task has planes of its own.
-            unsafe { run(level, &job) };
-        });
-    });
-}
-
-/// W̄ of a depthwise convolution, into `dw`; samples are summed in parts where there are few channels.
-fn depthwise_weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], level: Level, pool: &dyn Pool) {
-    let pass = forward_pass(g);
-    let numbers = depthwise::dots_held(&pass);
-    let [x_plane, dy_plane] = [g.input, g.output].map(|p| p[0] * p[1]);
-    let parts = (4 * PARTS).div_ceil(g.c.max(1)).min(g.n).max(1);
-    SUMS.with_buffer(|sums| {
-        sums.clear();
-        sums.resize(parts * dw.len(), 0.0);
-        let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums.as_mut_ptr()));
-        pool.run(g.c * parts, &|task| {
-            let (channel, part) = (task / parts, task % parts);
-            SCRATCH.with_buffer_of(numbers, |scratch| {
-                // SAFETY: the level is one this processor has, and every task has numbers of its own in the sums.
-                unsafe {
-                    let job = depthwise::Dots {
-                        pass: &pass,
-                        x: px.get().add(channel * x_plane),
-                        dy: pdy.get().add(channel * dy_plane),
-                        channels: g.c,
-                        samples: g.n * part / parts..g.n * (part + 1) / parts,
-                        sum: psum.get().add((part * g.c + channel) * g.taps()),
-                        scratch,
-                    };
-                    run(level, &job);
-                }
-            });
-        });
-        add_parts(sums, dw);
-    });
-}
-
 /// W̄ as a sum of outer products, into `dw`.
 fn outer_weight_gradient(
     g: &Geometry,
@@ -382,7 +310,7 @@ fn outer_weight_gradient(
 }
 
 /// Adds up sums that were made apart.
-fn add_parts(sums: &[f32], total: &mut [f32]) {
+pub fn add_parts(sums: &[f32], total: &mut [f32]) {
     let (first, rest) = sums.split_at(total.len());
     total.copy_from_slice(first);
     for part in rest.chunks_exact(total.len().max(1)) {
@@ -406,11 +334,11 @@ pub fn forward(
     if let Some(bias) = bias.filter(|b| b.len() != g.m) {
         return Err(Error::new(format!("a bias of {} elements for {} channels", bias.len(), g.m)));
     }
-    let pass = forward_pass(g);
     if g.depthwise() {
-        depthwise_product(g, &pass, Raw(x.as_ptr()), Raw(y.as_mut_ptr()), weight, bias, false, level, pool);
+        depthwise::forward(g, x, weight, bias, y, level, pool);
         return Ok(());
     }
+    let pass = forward_pass(g);
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
     let source = Side { data: Raw(x.as_ptr()), channels: g.c };
     let target = Side { data: Raw(y.as_mut_ptr()), channels: g.m };
@@ -440,6 +368,10 @@ pub fn input_gradient(
     pool: &dyn Pool,
 ) -> Result<()> {
     g.check(dx.len(), weight.len(), dy.len())?;
+    if g.depthwise() {
+        depthwise::input_gradient(g, dy, weight, dx, add, level, pool);
+        return Ok(());
+    }
     let (rows, channels) = (g.c / g.groups, g.m / g.groups);
     if g.winograd(WINOGRAD) {
         let source = Side { data: Raw(dy.as_ptr()), channels: g.m };
@@ -452,11 +384,6 @@ pub fn input_gradient(
     let at = |group: usize, row: usize, channel: usize| ((group * channels + channel) * rows + row) * g.taps();
     for pass in gradient_passes(g) {
         if pass.taps.is_empty() && add {
-            continue;
-        }
-        if g.depthwise() {
-            let (source, target) = (Raw(dy.as_ptr()), Raw(dx.as_mut_ptr()));
-            depthwise_product(g, &pass, source, target, weight, None, add, level, pool);
             continue;
         }
         let source = Side { data: Raw(dy.as_ptr()), channels: g.m };
@@ -492,7 +419,7 @@ pub fn weight_gradient(
 ) -> Result<()> {
     g.check(x.len(), dw.len(), dy.len())?;
     if g.depthwise() {
-        depthwise_weight_gradient(g, x, dy, dw, level, pool);
+        depthwise::weight_gradient(g, x, dy, dw, level, pool);
         return Ok(());
     }
     let forward = forward_pass(g);
@@ -657,6 +584,9 @@ mod tests {
         agrees(&geometry([2, 5, 5, 5], [30, 33], [5, 5], one, one, around(2)));
         agrees(&geometry([2, 5, 5, 5], [14, 9], [3, 5], [2, 3], [2, 1], ([1, 0], [0, 3])));
         agrees(&geometry([3, 40, 40, 40], [2, 2], [3, 3], [2, 2], one, around(1)));
+        // Depthwise in several bands.
+        agrees(&geometry([2, 17, 17, 17], [50, 41], [3, 3], one, one, around(1)));
+        agrees(&geometry([1, 16, 16, 16], [90, 41], [5, 3], [2, 3], [2, 1], around(1)));
         agrees(&geometry([2, 3, 3, 3], [9, 20], [7, 7], one, one, around(3)));
         agrees(&geometry([2, 3, 3, 3], [8, 8], [2, 2], [3, 3], one, none));
         agrees(&geometry([4, 33, 17, 1], [7, 7], [1, 1], one, one, none));

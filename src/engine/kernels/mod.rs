@@ -36,6 +36,7 @@ mod product;
 mod rows;
 mod simd;
 mod tiles;
+mod turn;
 mod unfold;
 mod winograd;
 mod winograd_sums;

@@ -7,6 +7,7 @@
 use super::conv::Pass;
 use super::product::tile;
 use super::simd::{Job, LANES, Lanes};
+use super::turn::turn;
 use super::unfold::{Run, copy, runs, unfold};
 use super::with_sizes;
 
@@ -76,24 +77,11 @@ impl Job for Turn {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         for sample in self.samples.clone() {
-            let mut at = 0;
-            while at < self.plane {
-                let n = LANES.min(self.plane - at);
-                // SAFETY: rows and positions lie within Ȳ; `out` has whole vectors of rows.
-                unsafe {
-                    let from = self.dy.add((sample * self.m + self.rows.start) * self.plane + at);
-                    let mut block = [L::splat(0.0); LANES];
-                    for (r, v) in block.iter_mut().enumerate().take(self.rows.len()) {
-                        let from = from.add(r * self.plane);
-                        *v = if n == LANES { L::load(from) } else { L::load_first(from, n) };
-                    }
-                    L::transpose(&mut block);
-                    let to = self.out.add((sample * self.plane + at) * self.apart + self.rows.start);
-                    for (k, v) in block.iter().enumerate().take(n) {
-                        v.store(to.add(k * self.apart));
-                    }
-                }
-                at += LANES;
+            // SAFETY: rows and positions lie within Ȳ; `out` has whole vectors of rows.
+            unsafe {
+                let from = self.dy.add((sample * self.m + self.rows.start) * self.plane);
+                let to = self.out.add(sample * self.plane * self.apart + self.rows.start);
+                turn::<L>(from, self.plane, self.rows.len(), self.plane, to, self.apart);
             }
         }
     }
@@ -117,15 +105,9 @@ impl Job for Outer<'_> {
                 let block = BLOCK.min(columns - first);
                 runs(pass.grid, first, first + block, &mut all);
                 unfold::<L>(pass, self.x, sample_len, self.channels, self.scratch, BLOCK, (&all, &mut list));
-                for (q, r) in (0..block).step_by(LANES).flat_map(|q| (0..width).step_by(LANES).map(move |r| (q, r))) {
-                    let mut lanes = [L::splat(0.0); LANES];
-                    for (k, v) in lanes.iter_mut().enumerate().take(width - r) {
-                        *v = L::load(self.scratch.add((r + k) * BLOCK + q));
-                    }
-                    L::transpose(&mut lanes);
-                    for (k, v) in lanes.iter().enumerate().take(block - q) {
-                        v.store(right.add((q + k) * pitch + r));
-                    }
+                for r in (0..width).step_by(LANES) {
+                    let (from, rows) = (self.scratch.add(r * BLOCK), LANES.min(width - r));
+                    turn::<L>(from, BLOCK, rows, block, right.add(r), pitch);
                 }
                 self.add_block::<L>(&offsets[..block], first, right, result);
                 first += block;

@@ -65,7 +65,7 @@ pub unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
 }
 
 /// Rows of the unfolded matrix that are summed at once.
-const DEPTH: usize = 1024;
+const DEPTH: usize = 512;
 /// Panels that share one reading of the weights.
 pub const PANELS: usize = 2;
 /// Numbers of a framed part of the source, at most (unless one row of positions needs more).

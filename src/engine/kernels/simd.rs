@@ -144,19 +144,13 @@ pub unsafe trait Lanes: Copy {
     unsafe fn unzip(self, other: Self) -> (Self, Self);
     /// Lanes of self and `other` in turn: what [`unzip`](Self::unzip) takes apart.
     unsafe fn zip(self, other: Self) -> (Self, Self);
-    /// Lane i of vector k becomes lane k of vector i.
+    /// Sixteen rows of sixteen numbers, `pitch` apart, turned around: number k of row r goes to `to[k·apart + r]`.
     #[inline(always)]
-    unsafe fn transpose(block: &mut [Self; LANES]) {
-        let mut lanes = [[0.0; LANES]; LANES];
-        for (v, row) in block.iter().zip(&mut lanes) {
-            unsafe { v.store(row.as_mut_ptr()) };
-        }
-        for (k, v) in block.iter_mut().enumerate() {
-            let mut column = [0.0; LANES];
-            for (c, row) in column.iter_mut().zip(&lanes) {
-                *c = row[k];
+    unsafe fn turn(from: *const f32, pitch: usize, to: *mut f32, apart: usize) {
+        for k in 0..LANES {
+            for r in 0..LANES {
+                unsafe { *to.add(k * apart + r) = *from.add(r * pitch + k) };
             }
-            *v = unsafe { Self::load(column.as_ptr()) };
         }
     }
     /// Runs a job as a function of its own: among the loops around it, compilers give registers that an inner loop needs to what they
@@ -379,18 +373,35 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> Self {
-            let mut out = [0.0; LANES];
-            for (i, o) in out.iter_mut().enumerate().take(n) {
-                *o = unsafe { *p.add(i) };
+            const MASK: [[i32; LANES]; 2] = [[-1; LANES], [0; LANES]];
+            unsafe {
+                let mask = MASK.as_ptr().cast::<i32>().add(LANES - n);
+                let (a, b) = (_mm256_loadu_si256(mask.cast()), _mm256_loadu_si256(mask.add(8).cast()));
+                // Lanes that are masked out are not read.
+                Self(_mm256_maskload_ps(p, a), _mm256_maskload_ps(p.wrapping_add(8), b))
             }
-            unsafe { Self::load(out.as_ptr()) }
         }
         #[inline(always)]
-        unsafe fn store_first(self, p: *mut f32, n: usize) {
-            let mut out = [0.0; LANES];
-            unsafe { self.store(out.as_mut_ptr()) };
-            for (i, x) in out.iter().enumerate().take(n) {
-                unsafe { *p.add(i) = *x };
+        unsafe fn store_first(self, mut p: *mut f32, n: usize) {
+            // Masked stores are slow.
+            unsafe {
+                let mut eight = self.0;
+                if n & 8 != 0 {
+                    _mm256_storeu_ps(p, eight);
+                    (p, eight) = (p.add(8), self.1);
+                }
+                let mut four = _mm256_castps256_ps128(eight);
+                if n & 4 != 0 {
+                    _mm_storeu_ps(p, four);
+                    (p, four) = (p.add(4), _mm256_extractf128_ps::<1>(eight));
+                }
+                if n & 2 != 0 {
+                    _mm_storel_pd(p.cast(), _mm_castps_pd(four));
+                    (p, four) = (p.add(2), _mm_movehl_ps(four, four));
+                }
+                if n & 1 != 0 {
+                    _mm_store_ss(p, four);
+                }
             }
         }
         #[inline(always)]
@@ -462,22 +473,9 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn transpose(x: &mut [Self; LANES]) {
-            unsafe {
-                // Squares of eight; those off the diagonal change places.
-                for i in (0..LANES).step_by(8) {
-                    let (mut left, mut right) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
-                    for k in 0..8 {
-                        (left[k], right[k]) = (x[i + k].0, x[i + k].1);
-                    }
-                    let (left, right) = (transpose_square(left), transpose_square(right));
-                    for k in 0..8 {
-                        (x[i + k].0, x[i + k].1) = (left[k], right[k]);
-                    }
-                }
-                for k in 0..8 {
-                    (x[k].1, x[k + 8].0) = (x[k + 8].0, x[k].1);
-                }
+        unsafe fn turn(from: *const f32, pitch: usize, to: *mut f32, apart: usize) {
+            for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                unsafe { turn_square(from.add(i * pitch + j), pitch, to.add(j * apart + i), apart) };
             }
         }
         #[inline(always)]
@@ -516,10 +514,14 @@ mod x86 {
         }
     }
 
-    /// Lane i of vector k becomes lane k of vector i.
+    /// Eight rows of eight numbers turned around.
     #[inline(always)]
-    unsafe fn transpose_square(x: [__m256; 8]) -> [__m256; 8] {
+    unsafe fn turn_square(from: *const f32, pitch: usize, to: *mut f32, apart: usize) {
         unsafe {
+            let mut x = [_mm256_setzero_ps(); 8];
+            for (r, x) in x.iter_mut().enumerate() {
+                *x = _mm256_loadu_ps(from.add(r * pitch));
+            }
             // Pairs of rows, then fours, within halves of vectors; then the halves.
             let (mut y, mut z) = (x, x);
             for i in 0..4 {
@@ -534,10 +536,9 @@ mod x86 {
                 }
             }
             for k in 0..4 {
-                y[k] = _mm256_permute2f128_ps::<0x20>(z[k], z[k + 4]);
-                y[k + 4] = _mm256_permute2f128_ps::<0x31>(z[k], z[k + 4]);
+                _mm256_storeu_ps(to.add(k * apart), _mm256_permute2f128_ps::<0x20>(z[k], z[k + 4]));
+                _mm256_storeu_ps(to.add((k + 4) * apart), _mm256_permute2f128_ps::<0x31>(z[k], z[k + 4]));
             }
-            y
         }
     }
 
@@ -640,10 +641,14 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn transpose(x: &mut [Self; LANES]) {
+        unsafe fn turn(from: *const f32, pitch: usize, to: *mut f32, apart: usize) {
             unsafe {
+                let mut x = [Self::splat(0.0); LANES];
+                for (r, x) in x.iter_mut().enumerate() {
+                    *x = Lanes::load(from.add(r * pitch));
+                }
                 // Pairs of rows, then fours, within quarters of vectors; then the quarters.
-                let mut y = *x;
+                let mut y = x;
                 for i in 0..8 {
                     y[2 * i].0 = _mm512_unpacklo_ps(x[2 * i].0, x[2 * i + 1].0);
                     y[2 * i + 1].0 = _mm512_unpackhi_ps(x[2 * i].0, x[2 * i + 1].0);
@@ -666,7 +671,9 @@ mod x86 {
                     y[4 + k].0 = _mm512_shuffle_f32x4::<0x88>(r, s);
                     y[12 + k].0 = _mm512_shuffle_f32x4::<0xDD>(r, s);
                 }
-                *x = y;
+                for (k, y) in y.iter().enumerate() {
+                    y.store(to.add(k * apart));
+                }
             }
         }
         #[inline(always)]

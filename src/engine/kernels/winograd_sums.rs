@@ -6,6 +6,7 @@ use super::conv::Side;
 use super::product::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tiles::{Grid, PLACES, Part, gradient_tiles, groups, input_tiles, pitch};
+use super::turn::turn;
 use super::unfold::copy;
 use super::{Buffer, Buffers, Pool, Raw, SCRATCH, SUMS, with_sizes};
 use std::ops::Range;
@@ -62,20 +63,8 @@ impl Job for Turn<'_> {
                 }
             }
             for place in 0..PLACES {
-                let mut t = 0;
-                while t < self.tiles {
-                    let from = self.scratch.add(place * LANES * pitch + t);
-                    let mut block = [L::splat(0.0); LANES];
-                    for (c, v) in block.iter_mut().enumerate().take(self.channels) {
-                        *v = L::load(from.add(c * pitch));
-                    }
-                    L::transpose(&mut block);
-                    let out = self.out.add(place * self.apart + t * self.pitch);
-                    for (k, v) in block.iter().enumerate().take(self.tiles - t) {
-                        v.store(out.add(k * self.pitch));
-                    }
-                    t += LANES;
-                }
+                let (from, to) = (self.scratch.add(place * LANES * pitch), self.out.add(place * self.apart));
+                turn::<L>(from, pitch, self.channels, self.tiles, to, self.pitch);
             }
         }
     }
