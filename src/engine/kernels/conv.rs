@@ -12,7 +12,7 @@
 
 use super::depthwise;
 use super::dots::{DY_ROWS, Dots, dots_panels};
-use super::outer;
+use super::outer::{self, Outer, Plan};
 use super::product::{PANELS, Product, held};
 use super::simd::{LANES, Level, run};
 use super::tiles::Grid;
@@ -250,55 +250,33 @@ fn product(
 }
 
 /// W̄ as a sum of outer products, into `dw`.
-fn outer_weight_gradient(
-    g: &Geometry,
-    forward: &Pass,
-    x: &[f32],
-    dy: &[f32],
-    dw: &mut [f32],
-    level: Level,
-    pool: &dyn Pool,
-) {
+fn outer_weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], level: Level, pool: &dyn Pool) {
     let (rows, channels) = (g.m / g.groups, g.c / g.groups);
-    let (x_plane, dy_plane) = (g.input[0] * g.input[1], g.output[0] * g.output[1]);
-    let depth = channels * g.taps();
-    let of_task = outer::channels_of_task(g.taps()).min(channels.max(1));
-    let tasks = channels.div_ceil(of_task);
-    let numbers = outer::held(forward, of_task, level.tile());
-    let apart = outer::apart(g.m);
-    WEIGHTS.with_buffer_of(g.n * dy_plane * apart, |turned| {
-        let (turned, pdy) = (Raw(turned), Raw(dy.as_ptr()));
-        let (vectors, parts) = (g.m.div_ceil(LANES), PARTS.min(g.n));
-        pool.run(vectors * parts, &|task| {
-            let (first, part) = (task / parts * LANES, task % parts);
-            let job = outer::Turn {
-                samples: g.n * part / parts..g.n * (part + 1) / parts,
-                m: g.m,
-                plane: dy_plane,
-                rows: first..(first + LANES).min(g.m),
-                dy: pdy.get(),
-                apart,
-                out: turned.get(),
-            };
-            // SAFETY: the level is one this processor has, and every task has rows of samples of its own.
-            unsafe { run(level, &job) };
-        });
-        let (px, pdw) = (Raw(x.as_ptr()), Raw(dw.as_mut_ptr()));
-        pool.run(g.groups * tasks, &|task| {
-            let (group, first) = (task / tasks, task % tasks * of_task);
+    let [x_plane, dy_plane] = [g.input, g.output].map(|p| p[0] * p[1]);
+    let (plan, depth) = (Plan::new(g), channels * g.taps());
+    // With few positions, adding up the parts would take longer than making them.
+    let most = (g.n * dy_plane / PART_POSITIONS).min(PART_NUMBERS / dw.len().max(1));
+    let parts = most.clamp(1, PARTS).min(g.n.max(1));
+    let panels = plan.panels_of_task(channels, rows, (2 * PARTS).div_ceil(parts * g.groups));
+    let slices = channels.div_ceil(panels * LANES);
+    let numbers = plan.held(channels.min(panels * LANES), rows, level.tile());
+    SUMS.with_buffer_of(parts * dw.len(), |sums| {
+        let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums));
+        pool.run(g.groups * parts * slices, &|task| {
+            let (group, part) = (task / (parts * slices), task / slices % parts);
+            let channel = task % slices * panels * LANES;
             SCRATCH.with_buffer_of(numbers, |scratch| {
-                // SAFETY: the level is one this processor has, and every task has weights of its own.
+                // SAFETY: the level is one this processor has, and every task has weights of its own in its part's sums.
                 unsafe {
-                    let job = outer::Outer {
-                        forward,
-                        n: g.n,
-                        x: px.get().add((group * channels + first) * x_plane),
-                        channels_of_sample: g.c,
-                        channels: of_task.min(channels - first),
-                        dy: turned.get().add(group * rows),
+                    let job = Outer {
+                        plan: &plan,
+                        x: px.get().add((group * channels + channel) * x_plane),
+                        dy: pdy.get().add(group * rows * dy_plane),
+                        channels_of_sample: [g.c, g.m],
+                        channels: (panels * LANES).min(channels - channel),
                         rows,
-                        apart,
-                        dw: pdw.get().add(group * rows * depth + first * g.taps()),
+                        samples: g.n * part / parts..g.n * (part + 1) / parts,
+                        dw: psum.get().add((part * g.m + group * rows) * depth + channel * g.taps()),
                         depth,
                         scratch,
                     };
@@ -306,6 +284,8 @@ fn outer_weight_gradient(
                 }
             });
         });
+        // SAFETY: the buffer has that many numbers, and the tasks have written them all.
+        add_parts(unsafe { std::slice::from_raw_parts(sums, parts * dw.len()) }, dw);
     });
 }
 
@@ -399,10 +379,12 @@ pub fn input_gradient(
 /// Channels of a group on either side from which on Winograd's filtering pays, and for the weight gradient, also where its other way would
 /// have to unfold X.
 const WINOGRAD: usize = 16;
-const WINOGRAD_WEIGHT: usize = 48;
-const WINOGRAD_UNFRAMED: usize = 32;
+const WINOGRAD_WEIGHT: usize = 64;
+const WINOGRAD_UNFRAMED: usize = 64;
 /// Parts of the columns whose weight gradients are summed apart, at most.
 const PARTS: usize = 8;
+/// Positions of a part, at least.
+const PART_POSITIONS: usize = 512;
 /// Numbers all parts together may take.
 const PART_NUMBERS: usize = 8 << 20;
 
@@ -430,8 +412,8 @@ pub fn weight_gradient(
         winograd_sums::weight_gradient(&g.grid(), g.groups, &x, &dy, dw, level, pool);
         return Ok(());
     }
-    if outer::pays(g.n * g.output[0] * g.output[1], frame.is_some()) {
-        outer_weight_gradient(g, &forward, x, dy, dw, level, pool);
+    if outer::pays(g.c / g.groups) {
+        outer_weight_gradient(g, x, dy, dw, level, pool);
         return Ok(());
     }
     let tap = Tap { offset: [0, 0], index: 0 };
