@@ -24,20 +24,20 @@
 //! The cotangent decides only when an `Again` runs ([`again`](crate::autodiff)).
 
 mod conv;
-mod depthwise;
-mod dots;
+mod groups;
 mod math;
 mod norm;
 mod operators;
 mod outer;
+mod plan;
 mod pointwise;
 mod pool;
 mod product;
 mod rows;
 mod simd;
+mod tile;
 mod tiles;
 mod turn;
-mod unfold;
 mod winograd;
 mod winograd_sums;
 

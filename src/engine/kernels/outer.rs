@@ -2,180 +2,134 @@
 //!
 //! W̄ [M, C·K₁·K₂] is Ȳ [M, Q] times what positions read of X [C·K₁·K₂, Q], transposed. With planes turned around, so that channels become
 //! lanes, this is a matrix product as any other, over positions; a kernel element only changes which vectors of X are read
-//! ([`Plan`]), whatever the stride, dilation and padding.
+//! ([`super::plan`]), whatever the stride, dilation and padding. Where X has few channels, rows of Ȳ are the vectors and channels
+//! of X the numbers they are multiplied by.
 
-use super::conv::Geometry;
-use super::product::tile;
-use super::simd::{Job, LANES, Lanes};
-use super::turn::{turn, turn_back};
-use super::unfold::{copy, fill_zero};
-use super::with_sizes;
+use super::conv::{Geometry, add_parts};
+use super::plan::{Class, Plan, turn_source};
+use super::simd::{Job, LANES, Lanes, Level, run};
+use super::tile::{tile, tile_from};
+use super::turn::{copy, fill_zero, turn, turn_back};
+use super::{Buffers, Pool, Raw, SCRATCH, SUMS, with_sizes};
 use std::ops::Range;
 
-/// Positions of a block: so many that vectors of both sides stay in the nearest cache.
+/// Positions of a block, at most: so many that vectors of both sides stay in the nearest cache.
 const POSITIONS: usize = 192;
 /// Rows of Ȳ that are turned around at once.
 const ROWS: usize = 128;
-/// Numbers that the sums of a task may take.
-const SUMS: usize = 1 << 17;
-
-/// Some positions of a plane, and the numbers of a plane of X that they read.
-struct Block {
-    positions: Range<usize>,
-    source: Range<usize>,
-    /// For every kernel element, and every sample and position: the place of what it reads, behind a vector of zeros.
-    places: Vec<usize>,
-}
-
-/// Which positions read what.
-pub struct Plan {
-    taps: usize,
-    /// Numbers of a plane of X and of Ȳ.
-    source: usize,
-    target: usize,
-    /// Samples of a block; several have blocks of whole planes.
-    samples: usize,
-    blocks: Vec<Block>,
-}
-
-impl Plan {
-    pub fn new(g: &Geometry) -> Self {
-        let [taps, source, target] = [g.kernel, g.input, g.output].map(|p| p[0] * p[1]);
-        let samples = (POSITIONS / target.max(1)).clamp(1, g.n.max(1));
-        let count = target.div_ceil(POSITIONS).max(1);
-        let blocks = (0..count).map(|i| Self::block(g, samples, target * i / count..target * (i + 1) / count)).collect();
-        Self { taps, source, target, samples, blocks }
-    }
-
-    fn block(g: &Geometry, samples: usize, positions: Range<usize>) -> Block {
-        // Where a position's kernel element lies along an axis, if it does.
-        let at = |axis: usize, position: usize, t: usize| {
-            let at = (position * g.strides[axis] + t * g.dilations[axis]).checked_sub(g.begin[axis])?;
-            (at < g.input[axis]).then_some(at)
-        };
-        let row = |position: usize| position / g.output[1];
-        let rows = row(positions.start)..row(positions.end.max(1) - 1) + 1;
-        let read = rows.flat_map(|i| (0..g.kernel[0]).filter_map(move |t| at(0, i, t)));
-        let (low, high) = read.fold((usize::MAX, 0), |(low, high), y| (low.min(y), high.max(y + 1)));
-        let source = if low < high { low * g.input[1]..high * g.input[1] } else { 0..0 };
-        let mut places = Vec::with_capacity(g.kernel[0] * g.kernel[1] * samples * positions.len());
-        for (t, u) in (0..g.kernel[0]).flat_map(|t| (0..g.kernel[1]).map(move |u| (t, u))) {
-            for sample in 0..samples {
-                places.extend(positions.clone().map(|p| match (at(0, row(p), t), at(1, p % g.output[1], u)) {
-                    (Some(y), Some(x)) => (1 + sample * source.len() + y * g.input[1] + x - source.start) * LANES,
-                    _ => 0,
-                }));
-            }
-        }
-        Block { positions, source, places }
-    }
-
-    /// Numbers that the blocks' vectors of sixteen channels of X and of sixteen rows of Ȳ take.
-    fn panels(&self) -> (usize, usize) {
-        let most = |len: fn(&Block) -> usize| self.blocks.iter().map(len).max().unwrap_or(0);
-        let (source, positions) = (most(|b| b.source.len()), most(|b| b.positions.len()));
-        ((1 + self.samples * source) * LANES, self.samples * positions * LANES)
-    }
-
-    /// Numbers of scratch for a task.
-    pub fn held(&self, channels: usize, rows: usize, (high, wide): (usize, usize)) -> usize {
-        let (panels, (right, left)) = (channels.div_ceil(LANES), self.panels());
-        let sums = panels * self.taps * rows * LANES;
-        panels * right + rows.min(ROWS).div_ceil(LANES) * left + sums + high * wide * LANES
-    }
-
-    /// Channels of a task, in vectors: all of them in about `slices` slices, with sums of `rows` rows that are not too many.
-    pub fn panels_of_task(&self, channels: usize, rows: usize, slices: usize) -> usize {
-        let panels = channels.div_ceil(LANES).max(1);
-        // Every task turns Ȳ around for itself.
-        let least = 8usize.div_ceil(self.taps.max(1));
-        let most = (SUMS / (self.taps * rows * LANES).max(1)).max(1);
-        panels.div_ceil(slices.max(1)).max(least).min(most).min(panels)
-    }
-}
-
-/// Whether vectors are filled well enough by so many channels.
-pub fn pays(channels: usize) -> bool {
-    channels.next_multiple_of(LANES) * 2 <= channels * 3
-}
+/// Numbers that the sums of a task may take, about.
+const TASK_SUMS: usize = 1 << 17;
+/// Tasks, at least, if there are channels enough to divide.
+const TASKS: usize = 16;
+/// Parts of the samples whose weight gradients are summed apart, at most.
+const PARTS: usize = 8;
+/// Positions of a part, at least: adding up parts of fewer would take longer than making them.
+const PART_POSITIONS: usize = 512;
+/// Numbers all parts together may take.
+const PART_NUMBERS: usize = 8 << 20;
 
 /// The weight gradient of some channels of one group, summed over some samples.
-pub struct Outer<'a> {
-    pub plan: &'a Plan,
+struct Outer<'a> {
+    plan: &'a Plan,
     /// Planes of the first channel and of the first row in the first sample.
-    pub x: *const f32,
-    pub dy: *const f32,
+    x: *const f32,
+    dy: *const f32,
     /// Channels a sample has in X and in Ȳ.
-    pub channels_of_sample: [usize; 2],
-    pub channels: usize,
-    pub rows: usize,
-    pub samples: Range<usize>,
+    planes: [usize; 2],
+    channels: usize,
+    rows: usize,
+    /// Whether rows of Ȳ become vectors, and not channels of X.
+    turned: bool,
+    samples: Range<usize>,
     /// The first row's weights of the channels; rows are `depth` apart.
-    pub dw: *mut f32,
-    pub depth: usize,
-    pub scratch: *mut f32,
+    dw: *mut f32,
+    depth: usize,
+    scratch: *mut f32,
+}
+
+/// Parts of scratch, in numbers: vectors of X and of Ȳ, and sums.
+struct Held {
+    right: usize,
+    left: usize,
+    sums: usize,
+}
+
+impl Held {
+    fn new(plan: &Plan, channels: usize, rows: usize, turned: bool) -> Self {
+        let (places, positions) = plan.most();
+        let [channels, rows] = [channels, rows].map(|n| n.next_multiple_of(LANES));
+        let sums = if turned { rows * channels } else { channels * rows };
+        Self { right: places * channels, left: positions * rows.min(ROWS), sums: sums * plan.taps }
+    }
+
+    fn all(&self, (high, wide): (usize, usize)) -> usize {
+        self.right + self.left + self.sums + high * wide * LANES
+    }
+}
+
+/// Vectors of Ȳ and X for one block.
+#[derive(Clone, Copy)]
+struct Vectors {
+    /// Vectors of sixteen rows of Ȳ, and of channels of X, and numbers from one such to the next.
+    left: *const f32,
+    right: *const f32,
+    apart: [usize; 2],
+    result: *mut f32,
 }
 
 impl Job for Outer<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         let Plan { taps, source, target, samples, blocks } = self.plan;
-        let (panels, (right_len, left_len)) = (self.channels.div_ceil(LANES), self.plan.panels());
-        let of_tap = self.rows * LANES;
+        let held = Held::new(self.plan, self.channels, self.rows, self.turned);
         // SAFETY: scratch holds the vectors of a block of both sides, the sums and a tile; planes lie within the tensors.
         unsafe {
             let right = self.scratch;
-            let left = right.add(panels * right_len);
-            let sums = left.add(self.rows.min(ROWS).div_ceil(LANES) * left_len);
-            let result = sums.add(panels * taps * of_tap);
-            fill_zero::<L>(sums, panels * taps * of_tap);
+            let left = right.add(held.right);
+            let sums = left.add(held.left);
+            fill_zero::<L>(sums, held.sums);
             for first in self.samples.clone().step_by(*samples) {
                 let count = (*samples).min(self.samples.end - first);
                 for block in blocks {
-                    let positions = count * block.positions.len();
-                    for (panel, sample) in (0..panels).flat_map(|p| (0..count).map(move |s| (p, s))) {
-                        let channel = panel * LANES;
-                        let plane = (first + sample) * self.channels_of_sample[0] + channel;
-                        let from = self.x.add(plane * source + block.source.start);
-                        let to = right.add(panel * right_len);
-                        if sample == 0 {
-                            fill_zero::<L>(to, LANES);
-                        }
-                        let (rows, len) = (LANES.min(self.channels - channel), block.source.len());
-                        turn::<L>(from, *source, rows, len, to.add((1 + sample * len) * LANES), LANES);
+                    let len = block.positions.len();
+                    let apart = [samples * len * LANES, (1 + samples * block.source.len()) * LANES];
+                    for (panel, channel) in (0..self.channels).step_by(LANES).enumerate() {
+                        let from = self.x.add((first * self.planes[0] + channel) * source);
+                        let planes = [*source, self.planes[0] * source];
+                        let to = right.add(panel * apart[1]);
+                        turn_source::<L>(block, from, planes, LANES.min(self.channels - channel), count, to, LANES);
                     }
                     for start in (0..self.rows).step_by(ROWS) {
                         let end = (start + ROWS).min(self.rows);
-                        for (row, sample) in
-                            (start..end).step_by(LANES).flat_map(|r| (0..count).map(move |s| (r, s)))
-                        {
-                            let plane = (first + sample) * self.channels_of_sample[1] + row;
-                            let (rows, len) = (LANES.min(end - row), block.positions.len());
-                            let from = self.dy.add(plane * target + block.positions.start);
-                            let to = left.add((row - start) / LANES * left_len + sample * len * LANES);
-                            turn::<L>(from, *target, rows, len, to, LANES);
-                        }
-                        let mut panel = 0;
-                        while panel < panels {
-                            let wide = L::TILE.1.min(panels - panel);
-                            for row in (start..end).step_by(LANES) {
-                                for tap in 0..*taps {
-                                    let all = samples * block.positions.len();
-                                    let places = &block.places[tap * all..tap * all + positions];
-                                    let a = left.add((row - start) / LANES * left_len);
-                                    let b = right.add(panel * right_len);
-                                    let to = sums.add((panel * taps + tap) * of_tap + row * LANES);
-                                    let rows = LANES.min(end - row);
-                                    let job = (places, a.cast_const(), b.cast_const(), right_len, rows, wide);
-                                    add_product::<L>(job, result, to, taps * of_tap);
-                                }
+                        for (panel, row) in (start..end).step_by(LANES).enumerate() {
+                            for sample in 0..count {
+                                let plane = (first + sample) * self.planes[1] + row;
+                                let from = self.dy.add(plane * target + block.positions.start);
+                                let to = left.add(panel * apart[0] + sample * len * LANES);
+                                turn::<L>(from, *target, LANES.min(end - row), len, to, LANES);
                             }
-                            panel += wide;
+                        }
+                        let result = sums.add(held.sums);
+                        let vectors = Vectors { left, right, apart, result };
+                        // All positions of Y read the same kernel elements, in order.
+                        let class = &block.classes[0];
+                        if self.turned {
+                            self.add_turned::<L>(vectors, class, count * len, start..end, sums);
+                        } else {
+                            self.add::<L>(vectors, class, count * len, start..end, sums);
                         }
                     }
                 }
             }
-            for (panel, row) in (0..panels).flat_map(|p| (0..self.rows).map(move |r| (p, r))) {
+            if self.turned {
+                for row in (0..self.rows).step_by(LANES) {
+                    let (len, to) = (self.channels * taps, self.dw.add(row * self.depth));
+                    turn_back::<L>(sums.add(row * len), LANES, len, to, self.depth, LANES.min(self.rows - row), false);
+                }
+                return;
+            }
+            let of_tap = self.rows * LANES;
+            for (panel, row) in (0..self.channels.div_ceil(LANES)).flat_map(|p| (0..self.rows).map(move |r| (p, r))) {
                 let (from, channel) = (sums.add(panel * taps * of_tap + row * LANES), panel * LANES);
                 let (rows, to) = (LANES.min(self.channels - channel), self.dw.add(row * self.depth + channel * taps));
                 if *taps == 1 {
@@ -188,28 +142,134 @@ impl Job for Outer<'_> {
     }
 }
 
-/// Up to sixteen rows of Ȳ times some vectors of X, added to the rows' sums; those of one vector and the next are `apart`.
-#[inline(always)]
-unsafe fn add_product<L: Lanes>(
-    (places, a, b, right_len, rows, wide): (&[usize], *const f32, *const f32, usize, usize, usize),
-    result: *mut f32,
-    to: *mut f32,
-    apart: usize,
-) {
-    let mut row = 0;
-    while row < rows {
-        let high = L::TILE.0.min(rows - row);
-        // SAFETY: as in `run`.
-        unsafe {
-            let b = [0, 1, 2].map(|v: usize| v.min(wide - 1)).map(|v| (b.add(v * right_len), result.add(v * LANES)));
-            let ([b0, b1, b2], ld) = (b, wide * LANES);
-            let (b, c) = ([b0.0, b1.0, b2.0], [b0.1, b1.1, b2.1]);
-            let a = a.add(row);
-            with_sizes!(tile, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, std::ptr::null(), c, ld));
-            for (v, r) in (0..wide).flat_map(|v| (0..high).map(move |r| (v, r))) {
-                copy::<L>(c[v].add(r * ld), to.add(v * apart + (row + r) * LANES), LANES, true);
+impl Outer<'_> {
+    /// Adds some rows' products of a block to sums [vectors of channels, kernel elements, rows, lanes].
+    #[inline(always)]
+    unsafe fn add<L: Lanes>(&self, all: Vectors, class: &Class, count: usize, rows: Range<usize>, sums: *mut f32) {
+        let (panels, taps, of_tap) = (self.channels.div_ceil(LANES), class.taps.len(), self.rows * LANES);
+        let mut panel = 0;
+        while panel < panels {
+            let wide = L::TILE.1.min(panels - panel);
+            for (left, first) in rows.clone().step_by(LANES).enumerate() {
+                for tap in 0..taps {
+                    let places = &class.places(tap * class.positions.len())[..count];
+                    let mut row = first;
+                    while row < rows.end.min(first + LANES) {
+                        let high = L::TILE.0.min(rows.end.min(first + LANES) - row);
+                        // SAFETY: as in `run`.
+                        unsafe {
+                            let a = all.left.add(left * all.apart[0] + row - first);
+                            let b = [0, 1, 2].map(|v| panel + v.min(wide - 1)).map(|p| all.right.add(p * all.apart[1]));
+                            let c = [0, 1, 2].map(|v| all.result.add(v.min(wide - 1) * LANES));
+                            let ld = wide * LANES;
+                            with_sizes!(tile, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
+                            for v in 0..wide {
+                                let to = sums.add(((panel + v) * taps + tap) * of_tap + row * LANES);
+                                for r in 0..high {
+                                    copy::<L>(c[v].add(r * ld), to.add(r * LANES), LANES, true);
+                                }
+                            }
+                        }
+                        row += high;
+                    }
+                }
             }
+            panel += wide;
         }
-        row += high;
     }
+
+    /// Adds some rows' products of a block to sums [vectors of rows, channels, kernel elements, lanes].
+    #[inline(always)]
+    unsafe fn add_turned<L: Lanes>(
+        &self,
+        all: Vectors,
+        class: &Class,
+        count: usize,
+        rows: Range<usize>,
+        sums: *mut f32,
+    ) {
+        let (panels, taps) = (rows.len().div_ceil(LANES), class.taps.len());
+        let mut panel = 0;
+        while panel < panels {
+            let wide = L::TILE.1.min(panels - panel);
+            for (right, first) in (0..self.channels).step_by(LANES).enumerate() {
+                for tap in 0..taps {
+                    let places = &class.places(tap * class.positions.len())[..count];
+                    let end = self.channels.min(first + LANES);
+                    let mut channel = first;
+                    while channel < end {
+                        let high = L::TILE.0.min(end - channel);
+                        // SAFETY: as in `run`.
+                        unsafe {
+                            let a = all.right.add(right * all.apart[1] + channel - first);
+                            let b = [0, 1, 2].map(|v| panel + v.min(wide - 1)).map(|p| all.left.add(p * all.apart[0]));
+                            let c = [0, 1, 2].map(|v| all.result.add(v.min(wide - 1) * LANES));
+                            let ld = wide * LANES;
+                            with_sizes!(tile_from, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
+                            for v in 0..wide {
+                                let row = rows.start + (panel + v) * LANES;
+                                let to = sums.add((row * self.channels + channel * LANES) * taps + tap * LANES);
+                                for r in 0..high {
+                                    copy::<L>(c[v].add(r * ld), to.add(r * taps * LANES), LANES, true);
+                                }
+                            }
+                        }
+                        channel += high;
+                    }
+                }
+            }
+            panel += wide;
+        }
+    }
+}
+
+/// Whether vectors are filled well enough by so many channels.
+fn fill(channels: usize) -> bool {
+    channels.next_multiple_of(LANES) * 2 <= channels * 3
+}
+
+/// W̄, into `dw`.
+pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], level: Level, pool: &dyn Pool) {
+    let (rows, channels) = (g.m / g.groups, g.c / g.groups);
+    let plan = Plan::forward(g, POSITIONS);
+    let depth = channels * plan.taps;
+    // With few positions, adding up the parts would take longer than making them.
+    let most = (g.n * plan.target / PART_POSITIONS).min(PART_NUMBERS / dw.len().max(1));
+    let parts = most.clamp(1, PARTS).min(g.n.max(1));
+    let panels = channels.div_ceil(LANES);
+    // Every task turns Ȳ around for itself; more kernel elements make that worth while with fewer channels.
+    let least = 8usize.div_ceil(plan.taps.max(1));
+    let most = (TASK_SUMS / (plan.taps * rows * LANES).max(1)).max(1);
+    let of_task = panels.div_ceil(TASKS.div_ceil(parts * g.groups)).max(least).min(most).min(panels).max(1);
+    let slices = panels.div_ceil(of_task);
+    let turned = !fill(channels) && channels < rows;
+    let numbers = Held::new(&plan, channels.min(of_task * LANES), rows, turned).all(level.tile());
+    SUMS.with_buffer_of(parts * dw.len(), |sums| {
+        let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums));
+        pool.run(g.groups * parts * slices, &|task| {
+            let (group, part) = (task / (parts * slices), task / slices % parts);
+            let channel = task % slices * of_task * LANES;
+            SCRATCH.with_buffer_of(numbers, |scratch| {
+                // SAFETY: the level is one this processor has, and every task has weights of its own in its part's sums.
+                unsafe {
+                    let job = Outer {
+                        plan: &plan,
+                        x: px.get().add((group * channels + channel) * plan.source),
+                        dy: pdy.get().add(group * rows * plan.target),
+                        planes: [g.c, g.m],
+                        channels: (of_task * LANES).min(channels - channel),
+                        rows,
+                        turned,
+                        samples: g.n * part / parts..g.n * (part + 1) / parts,
+                        dw: psum.get().add((part * g.m + group * rows) * depth + channel * plan.taps),
+                        depth,
+                        scratch,
+                    };
+                    run(level, &job);
+                }
+            });
+        });
+        // SAFETY: the buffer has that many numbers, and the tasks have written them all.
+        add_parts(unsafe { std::slice::from_raw_parts(sums, parts * dw.len()) }, dw);
+    });
 }

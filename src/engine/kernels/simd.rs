@@ -53,49 +53,6 @@ impl Level {
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// A part of the sixteen lanes: as many as one register has.
-///
-/// # Safety
-/// As for [`Lanes`].
-pub unsafe trait Register: Copy {
-    /// How many; they divide [`LANES`].
-    const LANES: usize;
-    /// 0 in every lane.
-    unsafe fn zero() -> Self;
-    /// Lanes from memory.
-    unsafe fn load(p: *const f32) -> Self;
-    /// self · a + b.
-    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
-    /// Sum over the lanes.
-    unsafe fn sum(self) -> f32;
-}
-
-/// All lanes as one register, where the processor or the compiler takes them so.
-macro_rules! whole_register {
-    ($lanes:ty) => {
-        // SAFETY: what the lanes need.
-        unsafe impl Register for $lanes {
-            const LANES: usize = LANES;
-            #[inline(always)]
-            unsafe fn zero() -> Self {
-                unsafe { Self::splat(0.0) }
-            }
-            #[inline(always)]
-            unsafe fn load(p: *const f32) -> Self {
-                unsafe { Lanes::load(p) }
-            }
-            #[inline(always)]
-            unsafe fn mul_add(self, a: Self, b: Self) -> Self {
-                unsafe { Lanes::mul_add(self, a, b) }
-            }
-            #[inline(always)]
-            unsafe fn sum(self) -> f32 {
-                unsafe { Lanes::sum(self) }
-            }
-        }
-    };
-}
-
 /// Sixteen f32 numbers in registers.
 ///
 /// # Safety
@@ -104,10 +61,6 @@ macro_rules! whole_register {
 pub unsafe trait Lanes: Copy {
     /// Rows and vectors of the register tile of a matrix product: as many as leave registers for its operands.
     const TILE: (usize, usize);
-    /// What dot products are summed in.
-    type Register: Register;
-    /// Rows and columns of the register tile of dot products.
-    const DOTS: (usize, usize);
     /// The same number in every lane.
     unsafe fn splat(x: f32) -> Self;
     /// Lanes from memory.
@@ -194,8 +147,6 @@ pub unsafe fn run(level: Level, job: &impl Job) {
     }
 }
 
-whole_register!(Array);
-
 #[inline(never)]
 unsafe fn portable(job: &impl Job) {
     unsafe { job.run::<Array>() }
@@ -220,8 +171,6 @@ impl Array {
 unsafe impl Lanes for Array {
     // 32 registers of 4 on AArch64.
     const TILE: (usize, usize) = (6, 1);
-    type Register = Self;
-    const DOTS: (usize, usize) = (2, 3);
     #[inline(always)]
     unsafe fn outlined(job: &impl Job) {
         unsafe { portable(job) }
@@ -326,7 +275,7 @@ unsafe impl Lanes for Array {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Job, LANES, Lanes, Register};
+    use super::{Job, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[inline(never)]
@@ -348,10 +297,7 @@ mod x86 {
     unsafe impl Lanes for Avx2 {
         // 16 registers: 12 sums, 2 of a column, 1 of a row.
         const TILE: (usize, usize) = (6, 1);
-        // 12 sums, 3 of columns, 1 of a row.
-        type Register = Eight;
-        const DOTS: (usize, usize) = (4, 3);
-        #[inline(always)]
+        #[inline(never)]
         unsafe fn outlined(job: &impl Job) {
             unsafe { avx2(job) }
         }
@@ -480,37 +426,17 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn sum(self) -> f32 {
-            unsafe {
-                Eight(_mm256_add_ps(self.0, self.1)).sum()
-            }
+            unsafe { sum_of_eight(_mm256_add_ps(self.0, self.1)) }
         }
     }
 
-    #[derive(Clone, Copy)]
-    pub struct Eight(__m256);
-
-    // SAFETY: the intrinsics need AVX2 and FMA, which the level stands for.
-    unsafe impl Register for Eight {
-        const LANES: usize = 8;
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            unsafe { Self(_mm256_setzero_ps()) }
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self {
-            unsafe { Self(_mm256_loadu_ps(p)) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
-            unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0)) }
-        }
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            unsafe {
-                let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-            }
+    /// Sum of eight lanes.
+    #[inline(always)]
+    unsafe fn sum_of_eight(x: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
 
@@ -555,9 +481,7 @@ mod x86 {
     unsafe impl Lanes for Avx512 {
         // 32 registers: 24 sums, 3 of a column, 1 of a row.
         const TILE: (usize, usize) = (8, 3);
-        type Register = Self;
-        const DOTS: (usize, usize) = (4, 6);
-        #[inline(always)]
+        #[inline(never)]
         unsafe fn outlined(job: &impl Job) {
             unsafe { avx512(job) }
         }
@@ -645,7 +569,7 @@ mod x86 {
             unsafe {
                 let mut x = [Self::splat(0.0); LANES];
                 for (r, x) in x.iter_mut().enumerate() {
-                    *x = Lanes::load(from.add(r * pitch));
+                    *x = Self::load(from.add(r * pitch));
                 }
                 // Pairs of rows, then fours, within quarters of vectors; then the quarters.
                 let mut y = x;
@@ -681,10 +605,8 @@ mod x86 {
             unsafe {
                 let high =
                     _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))));
-                Eight(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high))).sum()
+                sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high)))
             }
         }
     }
-
-    whole_register!(Avx512);
 }

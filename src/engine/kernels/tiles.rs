@@ -1,7 +1,7 @@
 //! The tiles of Winograd's filtering and their transforms.
 
 use super::simd::{LANES, Lanes};
-use super::unfold::{copy, fill_zero};
+use super::turn::{copy, fill_zero};
 use std::ops::Range;
 
 /// Places in a tile.

@@ -1,7 +1,6 @@
-//! Matrices of sixteen rows turned around, so that rows become lanes, and back.
+//! Numbers copied, and matrices of sixteen rows turned around, so that rows become lanes, and back.
 
 use super::simd::{LANES, Lanes};
-use super::unfold::copy;
 
 /// Turns up to sixteen rows of `len` numbers, `pitch` apart, around: number k of row r goes to `to[k·apart + r]`.
 ///
@@ -64,5 +63,36 @@ pub unsafe fn turn_back<L: Lanes>(
             }
         }
         at += LANES;
+    }
+}
+
+/// Writes `n` zeros.
+#[inline(always)]
+pub unsafe fn fill_zero<L: Lanes>(mut p: *mut f32, mut n: usize) {
+    unsafe {
+        let zero = L::splat(0.0);
+        while n >= LANES {
+            zero.store(p);
+            (p, n) = (p.add(LANES), n - LANES);
+        }
+        if n > 0 {
+            zero.store_first(p, n);
+        }
+    }
+}
+
+/// Copies `n` numbers, adding them to what is there if `add`.
+#[inline(always)]
+pub unsafe fn copy<L: Lanes>(mut from: *const f32, mut to: *mut f32, mut n: usize, add: bool) {
+    unsafe {
+        while n >= LANES {
+            let v = L::load(from);
+            if add { v.add(L::load(to)) } else { v }.store(to);
+            (from, to, n) = (from.add(LANES), to.add(LANES), n - LANES);
+        }
+        if n > 0 {
+            let v = L::load_first(from, n);
+            if add { v.add(L::load_first(to, n)) } else { v }.store_first(to, n);
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! rounding errors are about those of the direct sum. [`super::tiles`] has the transforms, [`super::winograd_sums`] the weight gradient.
 
 use super::conv::Side;
-use super::product::tile;
+use super::tile::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tiles::{Grid, PLACES, Part, groups, input_tiles, output_tiles, pitch};
 use super::{Buffers, Pool, Raw, SCRATCH, WEIGHTS, with_sizes};
@@ -98,7 +98,7 @@ impl Job for Forward<'_> {
         let Kernels { rows, channels, .. } = self.kernels;
         let pitch = pitch(self.tiles);
         let [source, target] = [self.grid.source, self.grid.target].map(|p| p[0] * p[1]);
-        let offsets: Vec<usize> = (0..channels).map(|c| c * pitch).collect();
+        let offsets: Vec<usize> = (0..channels).map(|c| c * pitch / LANES).collect();
         // SAFETY: scratch holds the tiles of channels and rows, and what the transforms need.
         unsafe {
             let (read, written) = (self.scratch, self.scratch.add(PLACES * channels * pitch));
@@ -122,7 +122,7 @@ impl Job for Forward<'_> {
                         let a = self.transformed.add((place * rows + row) * channels);
                         let c = c.add(row * pitch);
                         let c = [c.add(at[0]), c.add(at[1]), c.add(at[2])];
-                        with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, high, b, std::ptr::null(), c, pitch));
+                        with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, high, b, c, pitch));
                         row += high;
                     }
                 }

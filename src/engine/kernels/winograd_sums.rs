@@ -3,11 +3,10 @@
 //! Its products run over tiles, so tiles are turned around: channels become lanes.
 
 use super::conv::Side;
-use super::product::tile;
+use super::tile::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tiles::{Grid, PLACES, Part, gradient_tiles, groups, input_tiles, pitch};
-use super::turn::turn;
-use super::unfold::copy;
+use super::turn::{copy, turn};
 use super::{Buffer, Buffers, Pool, Raw, SCRATCH, SUMS, with_sizes};
 use std::ops::Range;
 
@@ -90,7 +89,7 @@ impl Job for Sum {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         let [left, right] = self.pitches;
-        let offsets: Vec<usize> = (0..self.tiles).map(|t| t * right).collect();
+        let offsets: Vec<usize> = (0..self.tiles).map(|t| t * right / LANES).collect();
         for columns in groups(self.channels.div_ceil(LANES), L::TILE.1) {
             let mut row = self.rows.start;
             while row < self.rows.end {
@@ -105,7 +104,7 @@ impl Job for Sum {
                     let b = [b.add(at[0]), b.add(at[1]), b.add(at[2])];
                     let c = [c.add(at[0]), c.add(at[1]), c.add(at[2])];
                     let a = self.left.add(row);
-                    with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, left, b, std::ptr::null(), c, ld));
+                    with_sizes!(tile, L, high, vectors, [1 2 3 4 5 6 7 8][1 2 3], (&offsets, a, left, b, c, ld));
                     if self.add {
                         for r in 0..high {
                             copy::<L>(self.scratch.add(r * ld), to.add(r * right), vectors * LANES, true);
