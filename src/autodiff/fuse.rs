@@ -22,6 +22,7 @@ fn list(values: &[usize]) -> Attr {
 /// Puts operators of domain `bisam` in the place of plain ones, before the graph is differentiated.
 ///
 /// - Conv and MaxPool over two dimensions: the same, with the padding as numbers.
+/// - AveragePool over two dimensions whose windows all count the same: Conv of each channel with equal weights.
 /// - BatchNormalization on the statistics of the batch, also with the Add and the Relu or Clip(0, …) behind it: one operator.
 /// - LayerNormalization, RMSNormalization, GroupNorm as PyTorch writes it, Softmax over the last axis, Gelu (also written with Erf), and x·Sigmoid(x).
 ///
@@ -42,6 +43,8 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
         if let Some(attrs) = conv_attrs(graph, i).or_else(|| max_pool_attrs(graph, i)) {
             let node = &mut graph.nodes[i];
             (node.domain, node.attrs) = (DOMAIN.into(), attrs);
+        } else if let Some(conv) = fused_average_pool(graph, i) {
+            graph.nodes[i] = conv;
         }
     }
     if graph.nodes.iter().any(|n| n.domain == DOMAIN) {
@@ -97,6 +100,37 @@ fn max_pool_attrs(graph: &mut Graph, i: usize) -> Option<Attrs> {
         ("kernel_shape", list(&w.kernel)),
         ("output_shape", list(&w.output)),
     ]))
+}
+
+/// `bisam.Conv` in the place of an AveragePool; none where it must stay.
+fn fused_average_pool(graph: &mut Graph, i: usize) -> Option<Node> {
+    let mut node = graph.nodes[i].clone();
+    let shape = graph[node.input(0)?].ty.as_ref()?.shape.clone();
+    if !node.is("AveragePool") || shape.len() != 4 || !is_f32(graph, &node) {
+        return None;
+    }
+    let mut b = Builder::new(graph, "fuse");
+    let call = Call::new(&node, Vec::new(), Vec::new());
+    let w = pool::window(&b, &call).ok()?;
+    let padding = call.attrs.flag("count_include_pad", false).ok()?;
+    call.finish().ok()?;
+    // Elements in the padding count in all windows or are in none, and no window reaches further.
+    let counted = |i: usize| if padding { w.begin[i] + w.input[i] + w.end[i] } else { w.input[i] };
+    let padded = |i: usize| !padding && w.begin[i] + w.end[i] > 0;
+    if (0..2).any(|i| padded(i) || w.reach(i) > counted(i)) {
+        return None;
+    }
+    let share = 1.0 / w.kernel.iter().product::<usize>() as f64;
+    let weight = Tensor::full(DType::F32, &[&[shape[1], 1], w.kernel.as_slice()].concat(), share);
+    node.inputs.push(Some(b.constant(weight)));
+    (node.domain, node.op) = (DOMAIN.into(), "Conv".into());
+    node.attrs = attrs([
+        ("strides", list(&w.strides)),
+        ("dilations", list(&w.dilations)),
+        ("pads", list(&[w.begin, w.end].concat())),
+        ("group", Attr::Int(shape[1] as i64)),
+    ]);
+    Some(node)
 }
 
 /// What follows a BatchNormalization and becomes a part of it.
