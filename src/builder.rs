@@ -328,6 +328,10 @@ impl<'g> Builder<'g> {
         }
         let ty = self.ty(x);
         let shape: Vec<usize> = perm.iter().map(|p| ty.shape[*p]).collect();
+        // Numbers stay in their places if only dimensions of size 1 move.
+        if perm.iter().filter(|p| ty.shape[**p] != 1).is_sorted() {
+            return self.reshape(x, &shape);
+        }
         self.op("Transpose", &[x], attrs([("perm", Attr::Ints(as_i64(perm)))]), Type { dtype: ty.dtype, shape })
     }
 

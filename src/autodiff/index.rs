@@ -41,6 +41,10 @@ fn ungather(b: &mut Builder<'_>, dy: ValueId, x: ValueId, axis: usize, indices: 
     let rows = b.transpose(dy, &[1, 0, 2]);
     let rows = b.reshape(rows, &[n, outer * inner]);
     let sums = add_rows(b, rows, flat, shape[axis])?;
+    if outer == 1 {
+        // At the end of a graph, every further view of a large table would be a copy.
+        return Ok(b.reshape(sums, &shape));
+    }
     let sums = b.reshape(sums, &[shape[axis], outer, inner]);
     let dx = b.transpose(sums, &[1, 0, 2]);
     Ok(b.reshape(dx, &shape))

@@ -1,9 +1,9 @@
 //! Convolution of images, and its gradients: which way each takes.
 //!
-//! All ways turn planes around, so that channels become lanes ([`super::plan`]). Convolutions of 3 × 3 with channels enough take Winograd's
-//! filtering ([`super::winograd`], [`super::winograd_sums`]), those of many groups have groups as lanes ([`super::groups`]), and all others
-//! are products over channels and kernel elements ([`super::product`]) or, for the weights, over positions ([`super::outer`]). Everything
-//! is f32 in NCHW.
+//! Convolutions of 3 × 3 with channels enough take Winograd's filtering ([`super::winograd`], [`super::winograd_sums`]). All others turn planes
+//! around, so that channels become lanes ([`super::plan`]): those of many groups with few channels are sums for sixteen groups at a time
+//! ([`super::groups`]), the rest are products over channels and kernel elements ([`super::product`]) or, for the weights, over positions
+//! ([`super::outer`]). Everything is f32 in NCHW.
 //!
 //! How the work is divided depends on the shapes alone, so results do not depend on the number of threads.
 
@@ -286,7 +286,10 @@ mod tests {
         agrees(&geometry([2, 5, 5, 5], [30, 33], [5, 5], one, one, around(2)));
         agrees(&geometry([2, 5, 5, 5], [14, 9], [3, 5], [2, 3], [2, 1], ([1, 0], [0, 3])));
         agrees(&geometry([3, 40, 40, 40], [2, 2], [3, 3], [2, 2], one, around(1)));
-        // Depthwise in several bands.
+        // Many groups, also in several blocks.
+        agrees(&geometry([2, 16, 32, 8], [9, 8], [3, 3], one, one, around(1)));
+        agrees(&geometry([3, 34, 17, 17], [11, 7], [3, 2], [2, 3], [1, 2], around(1)));
+        agrees(&geometry([5, 72, 72, 9], [3, 3], [3, 3], one, one, around(1)));
         agrees(&geometry([2, 17, 17, 17], [50, 41], [3, 3], one, one, around(1)));
         agrees(&geometry([1, 16, 16, 16], [90, 41], [5, 3], [2, 3], [2, 1], around(1)));
         agrees(&geometry([2, 3, 3, 3], [9, 20], [7, 7], one, one, around(3)));
@@ -296,6 +299,10 @@ mod tests {
         agrees(&geometry([1, 3, 20, 1], [16, 16], [4, 4], [4, 4], one, none));
         agrees(&geometry([5, 70, 40, 1], [2, 2], [3, 3], one, one, around(1)));
         agrees(&geometry([3, 2, 3, 1], [1, 1], [1, 1], one, one, none));
+        // More channels, and more rows, than are taken at once.
+        agrees(&geometry([1, 230, 5, 1], [7, 7], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([2, 5, 300, 1], [9, 9], [3, 3], [2, 2], one, around(1)));
+        agrees(&geometry([3, 32, 150, 1], [15, 14], [3, 3], [2, 2], one, around(1)));
         agrees(&geometry([1, 600, 4, 1], [5, 5], [1, 1], one, one, none));
         agrees(&geometry([2, 1, 1, 1], [6, 50], [7, 7], one, one, around(5)));
         // Rows of X that no window reads.

@@ -348,7 +348,7 @@ impl Job for Dots<'_> {
                         turn::<L>(from, written * target, self.groups, len, to, LANES);
                     }
                     // All positions of Y read the same kernel elements, in order.
-                    let class = &block.classes[0];
+                    let Some(class) = block.classes.first() else { continue };
                     for (row, channel) in (0..written).flat_map(|r| (0..read).map(move |c| (r, c))) {
                         let sums = sums.add((row * apart[0] + channel * apart[1]) * LANES);
                         let x = right.add(channel * places * LANES).cast_const();

@@ -6,7 +6,7 @@
 //! of X the numbers they are multiplied by.
 
 use super::conv::{Geometry, add_parts};
-use super::plan::{Class, Plan, turn_source};
+use super::plan::{Plan, turn_source};
 use super::simd::{Job, LANES, Lanes, Level, run};
 use super::tile::{tile, tile_from};
 use super::turn::{copy, fill_zero, turn, turn_back};
@@ -55,11 +55,10 @@ struct Held {
 }
 
 impl Held {
-    fn new(plan: &Plan, channels: usize, rows: usize, turned: bool) -> Self {
+    fn new(plan: &Plan, channels: usize, rows: usize) -> Self {
         let (places, positions) = plan.most();
         let [channels, rows] = [channels, rows].map(|n| n.next_multiple_of(LANES));
-        let sums = if turned { rows * channels } else { channels * rows };
-        Self { right: places * channels, left: positions * rows.min(ROWS), sums: sums * plan.taps }
+        Self { right: places * channels, left: positions * rows.min(ROWS), sums: rows * channels * plan.taps }
     }
 
     fn all(&self, (high, wide): (usize, usize)) -> usize {
@@ -67,21 +66,22 @@ impl Held {
     }
 }
 
-/// Vectors of Ȳ and X for one block.
+/// One side of a block's products: sixteen channels of all its positions or places after the other.
 #[derive(Clone, Copy)]
-struct Vectors {
-    /// Vectors of sixteen rows of Ȳ, and of channels of X, and numbers from one such to the next.
-    left: *const f32,
-    right: *const f32,
-    apart: [usize; 2],
-    result: *mut f32,
+struct Side {
+    data: *const f32,
+    /// Numbers from sixteen channels to the next.
+    apart: usize,
+    /// The first channel, a whole number of vectors, and how many there are.
+    first: usize,
+    len: usize,
 }
 
 impl Job for Outer<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self) {
         let Plan { taps, source, target, samples, blocks } = self.plan;
-        let held = Held::new(self.plan, self.channels, self.rows, self.turned);
+        let held = Held::new(self.plan, self.channels, self.rows);
         // SAFETY: scratch holds the vectors of a block of both sides, the sums and a tile; planes lie within the tensors.
         unsafe {
             let right = self.scratch;
@@ -109,14 +109,16 @@ impl Job for Outer<'_> {
                                 turn::<L>(from, *target, LANES.min(end - row), len, to, LANES);
                             }
                         }
-                        let result = sums.add(held.sums);
-                        let vectors = Vectors { left, right, apart, result };
+                        let rows = Side { data: left, apart: apart[0], first: start, len: end - start };
+                        let channels = Side { data: right, apart: apart[1], first: 0, len: self.channels };
                         // All positions of Y read the same kernel elements, in order.
-                        let class = &block.classes[0];
+                        let places = block.classes.first().map_or(&[][..], |class| class.places(0));
+                        let places = places.chunks_exact((samples * len).max(1));
+                        let places: Vec<&[usize]> = places.map(|places| &places[..count * len]).collect();
                         if self.turned {
-                            self.add_turned::<L>(vectors, class, count * len, start..end, sums);
+                            self.add::<L, true>(channels, rows, &places, sums, sums.add(held.sums));
                         } else {
-                            self.add::<L>(vectors, class, count * len, start..end, sums);
+                            self.add::<L, false>(rows, channels, &places, sums, sums.add(held.sums));
                         }
                     }
                 }
@@ -143,78 +145,50 @@ impl Job for Outer<'_> {
 }
 
 impl Outer<'_> {
-    /// Adds some rows' products of a block to sums [vectors of channels, kernel elements, rows, lanes].
+    /// Adds a block's products to the sums. X, which the `places` of each kernel element move, is the side of the numbers if `TURNED`, and
+    /// sums are [vectors, numbers, kernel elements, lanes]; else it is that of the vectors, and they are [vectors, kernel elements, numbers, lanes].
     #[inline(always)]
-    unsafe fn add<L: Lanes>(&self, all: Vectors, class: &Class, count: usize, rows: Range<usize>, sums: *mut f32) {
-        let (panels, taps, of_tap) = (self.channels.div_ceil(LANES), class.taps.len(), self.rows * LANES);
-        let mut panel = 0;
-        while panel < panels {
-            let wide = L::TILE.1.min(panels - panel);
-            for (left, first) in rows.clone().step_by(LANES).enumerate() {
-                for tap in 0..taps {
-                    let places = &class.places(tap * class.positions.len())[..count];
-                    let mut row = first;
-                    while row < rows.end.min(first + LANES) {
-                        let high = L::TILE.0.min(rows.end.min(first + LANES) - row);
-                        // SAFETY: as in `run`.
-                        unsafe {
-                            let a = all.left.add(left * all.apart[0] + row - first);
-                            let b = [0, 1, 2].map(|v| panel + v.min(wide - 1)).map(|p| all.right.add(p * all.apart[1]));
-                            let c = [0, 1, 2].map(|v| all.result.add(v.min(wide - 1) * LANES));
-                            let ld = wide * LANES;
-                            with_sizes!(tile, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
-                            for v in 0..wide {
-                                let to = sums.add(((panel + v) * taps + tap) * of_tap + row * LANES);
-                                for r in 0..high {
-                                    copy::<L>(c[v].add(r * ld), to.add(r * LANES), LANES, true);
-                                }
-                            }
-                        }
-                        row += high;
-                    }
-                }
-            }
-            panel += wide;
-        }
-    }
-
-    /// Adds some rows' products of a block to sums [vectors of rows, channels, kernel elements, lanes].
-    #[inline(always)]
-    unsafe fn add_turned<L: Lanes>(
+    unsafe fn add<L: Lanes, const TURNED: bool>(
         &self,
-        all: Vectors,
-        class: &Class,
-        count: usize,
-        rows: Range<usize>,
+        numbers: Side,
+        vectors: Side,
+        places: &[&[usize]],
         sums: *mut f32,
+        result: *mut f32,
     ) {
-        let (panels, taps) = (rows.len().div_ceil(LANES), class.taps.len());
+        let (panels, taps) = (vectors.len.div_ceil(LANES), places.len());
+        let all = if TURNED { self.channels } else { self.rows };
+        let (of_number, of_tap) = if TURNED { (taps * LANES, LANES) } else { (LANES, all * LANES) };
         let mut panel = 0;
         while panel < panels {
             let wide = L::TILE.1.min(panels - panel);
-            for (right, first) in (0..self.channels).step_by(LANES).enumerate() {
-                for tap in 0..taps {
-                    let places = &class.places(tap * class.positions.len())[..count];
-                    let end = self.channels.min(first + LANES);
-                    let mut channel = first;
-                    while channel < end {
-                        let high = L::TILE.0.min(end - channel);
+            let ld = wide * LANES;
+            for (left, from) in (0..numbers.len).step_by(LANES).enumerate() {
+                let end = numbers.len.min(from + LANES);
+                for (tap, places) in places.iter().enumerate() {
+                    let mut number = from;
+                    while number < end {
+                        let high = L::TILE.0.min(end - number);
                         // SAFETY: as in `run`.
                         unsafe {
-                            let a = all.right.add(right * all.apart[1] + channel - first);
-                            let b = [0, 1, 2].map(|v| panel + v.min(wide - 1)).map(|p| all.left.add(p * all.apart[0]));
-                            let c = [0, 1, 2].map(|v| all.result.add(v.min(wide - 1) * LANES));
-                            let ld = wide * LANES;
-                            with_sizes!(tile_from, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
+                            let a = numbers.data.add(left * numbers.apart + number - from);
+                            let b =
+                                [0, 1, 2].map(|v| panel + v.min(wide - 1)).map(|p| vectors.data.add(p * vectors.apart));
+                            let c = [0, 1, 2].map(|v| result.add(v.min(wide - 1) * LANES));
+                            if TURNED {
+                                with_sizes!(tile_from, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
+                            } else {
+                                with_sizes!(tile, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
+                            }
                             for v in 0..wide {
-                                let row = rows.start + (panel + v) * LANES;
-                                let to = sums.add((row * self.channels + channel * LANES) * taps + tap * LANES);
+                                let vector = (vectors.first / LANES + panel + v) * all * taps * LANES;
+                                let to = sums.add(vector + (numbers.first + number) * of_number + tap * of_tap);
                                 for r in 0..high {
-                                    copy::<L>(c[v].add(r * ld), to.add(r * taps * LANES), LANES, true);
+                                    copy::<L>(c[v].add(r * ld), to.add(r * of_number), LANES, true);
                                 }
                             }
                         }
-                        channel += high;
+                        number += high;
                     }
                 }
             }
@@ -243,7 +217,7 @@ pub fn weight_gradient(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32], leve
     let of_task = panels.div_ceil(TASKS.div_ceil(parts * g.groups)).max(least).min(most).min(panels).max(1);
     let slices = panels.div_ceil(of_task);
     let turned = !fill(channels) && channels < rows;
-    let numbers = Held::new(&plan, channels.min(of_task * LANES), rows, turned).all(level.tile());
+    let numbers = Held::new(&plan, channels.min(of_task * LANES), rows).all(level.tile());
     SUMS.with_buffer_of(parts * dw.len(), |sums| {
         let (px, pdy, psum) = (Raw(x.as_ptr()), Raw(dy.as_ptr()), Raw(sums));
         pool.run(g.groups * parts * slices, &|task| {

@@ -114,9 +114,9 @@ impl Plan {
 fn block([rows, columns]: &[Axis; 2], wide: usize, samples: usize, positions: Range<usize>) -> Block {
     let width = columns.coordinates.len().max(1);
     let read = rows.coordinates.iter().enumerate().take(positions.end.div_ceil(width)).skip(positions.start / width);
-    let (low, high) = read.flat_map(|(_, (_, at))| at.iter().flatten()).fold((usize::MAX, 0), |(low, high), at| {
-        (low.min(*at), high.max(at + 1))
-    });
+    let (low, high) = read
+        .flat_map(|(_, (_, at))| at.iter().flatten())
+        .fold((usize::MAX, 0), |(low, high), at| (low.min(*at), high.max(at + 1)));
     let source = if low < high { low * columns.source..high * columns.source } else { 0..0 };
     let mut classes: Vec<Class> = Vec::new();
     for (row_class, row_taps) in rows.classes.iter().enumerate() {

@@ -48,7 +48,8 @@ impl Pack<'_> {
         for (tap, channel) in (0..self.taps).flat_map(|t| (0..channels).map(move |c| (t, c))) {
             let from = self.first + channel * apart[1] + tap;
             // SAFETY: the task's part of the buffer has a vector for every kernel element and channel.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.out.add((tap * channels + channel) * LANES), LANES) };
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(self.out.add((tap * channels + channel) * LANES), LANES) };
             for (r, out) in out.iter_mut().enumerate() {
                 *out = if r < self.rows { weight[from + r * apart[0]] } else { 0.0 };
             }
@@ -114,7 +115,15 @@ impl Job for Product<'_> {
             while channel == 0 || channel < self.channels {
                 let channels = at_once.min(self.channels - channel);
                 let from = self.source.add(channel * source);
-                turn_source::<L>(block, from, [*source, self.planes[0] * source], channels, self.samples, self.scratch, pitch);
+                turn_source::<L>(
+                    block,
+                    from,
+                    [*source, self.planes[0] * source],
+                    channels,
+                    self.samples,
+                    self.scratch,
+                    pitch,
+                );
                 let mut panel = 0;
                 while panel < panels {
                     let wide = L::TILE.1.min(panels - panel);

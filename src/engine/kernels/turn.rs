@@ -4,7 +4,7 @@ use super::simd::{LANES, Lanes};
 
 /// Turns up to sixteen rows of `len` numbers, `pitch` apart, around: number k of row r goes to `to[k·apart + r]`.
 ///
-/// Whole vectors are written, with anything for the rows that are not there.
+/// Whole vectors are written, with zeros for the rows that are not there.
 #[inline(always)]
 pub unsafe fn turn<L: Lanes>(from: *const f32, pitch: usize, rows: usize, len: usize, to: *mut f32, apart: usize) {
     let mut at = 0;

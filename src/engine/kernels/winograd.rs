@@ -7,8 +7,8 @@
 //! rounding errors are about those of the direct sum. [`super::tiles`] has the transforms, [`super::winograd_sums`] the weight gradient.
 
 use super::conv::Side;
-use super::tile::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
+use super::tile::tile;
 use super::tiles::{Grid, PLACES, Part, groups, input_tiles, output_tiles, pitch};
 use super::{Buffers, Pool, Raw, SCRATCH, WEIGHTS, with_sizes};
 use std::ops::Range;

@@ -3,8 +3,8 @@
 //! Its products run over tiles, so tiles are turned around: channels become lanes.
 
 use super::conv::Side;
-use super::tile::tile;
 use super::simd::{Job, LANES, Lanes, Level, run};
+use super::tile::tile;
 use super::tiles::{Grid, PLACES, Part, gradient_tiles, groups, input_tiles, pitch};
 use super::turn::{copy, turn};
 use super::{Buffer, Buffers, Pool, Raw, SCRATCH, SUMS, with_sizes};
