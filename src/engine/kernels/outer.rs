@@ -180,11 +180,11 @@ impl Outer<'_> {
                             } else {
                                 with_sizes!(tile, L, high, wide, [1 2 3 4 5 6 7 8][1 2 3], (places, a, LANES, b, c, ld));
                             }
-                            for v in 0..wide {
+                            for (v, sum) in c.iter().enumerate().take(wide) {
                                 let vector = (vectors.first / LANES + panel + v) * all * taps * LANES;
                                 let to = sums.add(vector + (numbers.first + number) * of_number + tap * of_tap);
                                 for r in 0..high {
-                                    copy::<L>(c[v].add(r * ld), to.add(r * of_number), LANES, true);
+                                    copy::<L>(sum.add(r * ld), to.add(r * of_number), LANES, true);
                                 }
                             }
                         }
