@@ -118,29 +118,30 @@ fn block([rows, columns]: &[Axis; 2], wide: usize, samples: usize, positions: Ra
         .flat_map(|(_, (_, at))| at.iter().flatten())
         .fold((usize::MAX, 0), |(low, high), at| (low.min(*at), high.max(at + 1)));
     let source = if low < high { low * columns.source..high * columns.source } else { 0..0 };
+    // Every position with its row and column.
+    let all: Vec<[usize; 3]> = positions.clone().map(|p| [p - positions.start, p / width, p % width]).collect();
     let mut classes: Vec<Class> = Vec::new();
     for (row_class, row_taps) in rows.classes.iter().enumerate() {
         for (column_class, column_taps) in columns.classes.iter().enumerate() {
-            let member = |p: &usize| {
-                (rows.coordinates[p / width].0, columns.coordinates[p % width].0) == (row_class, column_class)
+            let member = |[_, i, j]: &&[usize; 3]| {
+                rows.coordinates[*i].0 == row_class && columns.coordinates[*j].0 == column_class
             };
-            let members: Vec<usize> = positions.clone().filter(member).collect();
+            let members: Vec<&[usize; 3]> = all.iter().filter(member).collect();
             let mut class = Class { taps: Vec::new(), positions: Vec::new(), places: Vec::new() };
             for sample in 0..samples {
-                let first = sample * positions.len();
-                class.positions.extend(members.iter().map(|p| first + p - positions.start));
+                class.positions.extend(members.iter().map(|[p, ..]| sample * positions.len() + p));
             }
+            class.places.reserve(row_taps.len() * column_taps.len() * class.positions.len());
             for (a, t) in row_taps.iter().enumerate() {
                 for (b, u) in column_taps.iter().enumerate() {
                     class.taps.push(t * wide + u);
                     let of_first = class.places.len();
-                    for p in &members {
-                        let at = (rows.coordinates[p / width].1[a], columns.coordinates[p % width].1[b]);
-                        class.places.push(match at {
+                    class.places.extend(members.iter().map(|[_, i, j]| {
+                        match (rows.coordinates[*i].1[a], columns.coordinates[*j].1[b]) {
                             (Some(y), Some(x)) => 1 + y * columns.source + x - source.start,
                             _ => 0,
-                        });
-                    }
+                        }
+                    }));
                     for sample in 1..samples {
                         let moved = |place: usize| if place == 0 { 0 } else { place + sample * source.len() };
                         for i in of_first..of_first + members.len() {

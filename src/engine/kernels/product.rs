@@ -32,26 +32,15 @@ pub struct Kernels<'a> {
     pub apart: [usize; 2],
 }
 
-/// Weights of a vector of rows, laid out [kernel elements, channels, lanes].
-struct Pack<'a> {
-    kernels: &'a Kernels<'a>,
-    taps: usize,
-    /// The first weight of the first row.
-    first: usize,
-    rows: usize,
-    out: *mut f32,
-}
-
-impl Pack<'_> {
-    unsafe fn run(&self) {
-        let Kernels { weight, channels, apart, .. } = *self.kernels;
-        for (tap, channel) in (0..self.taps).flat_map(|t| (0..channels).map(move |c| (t, c))) {
-            let from = self.first + channel * apart[1] + tap;
-            // SAFETY: the task's part of the buffer has a vector for every kernel element and channel.
-            let out =
-                unsafe { std::slice::from_raw_parts_mut(self.out.add((tap * channels + channel) * LANES), LANES) };
+impl Kernels<'_> {
+    /// Lays out the weights of a vector of `rows` rows, the first of which begins at `first`: [kernel elements, channels, lanes].
+    fn pack(&self, taps: usize, first: usize, rows: usize, out: &mut [f32]) {
+        let Kernels { weight, channels, apart, .. } = *self;
+        let pairs = (0..taps).flat_map(|t| (0..channels).map(move |c| (t, c)));
+        for ((tap, channel), out) in pairs.zip(out.chunks_exact_mut(LANES)) {
+            let from = first + channel * apart[1] + tap;
             for (r, out) in out.iter_mut().enumerate() {
-                *out = if r < self.rows { weight[from + r * apart[0]] } else { 0.0 };
+                *out = if r < rows { weight[from + r * apart[0]] } else { 0.0 };
             }
         }
     }
@@ -194,10 +183,8 @@ pub fn convolve(
             let (group, row) = (task / panels, task % panels * LANES);
             let first = group * rows * channels * plan.taps + row * apart[0];
             // SAFETY: every task has a part of its own.
-            unsafe {
-                let out = packed.get().add(task * of_panel);
-                Pack { kernels, taps: plan.taps, first, rows: LANES.min(rows - row), out }.run();
-            }
+            let out = unsafe { std::slice::from_raw_parts_mut(packed.get().add(task * of_panel), of_panel) };
+            kernels.pack(plan.taps, first, LANES.min(rows - row), out);
         });
         pool.run(blocks * g.groups * slices, &|task| {
             let (block, group) = (task / (g.groups * slices), task / slices % g.groups);

@@ -106,9 +106,12 @@ pub unsafe trait Lanes: Copy {
             }
         }
     }
-    /// Runs a job as a function of its own: among the loops around it, compilers give registers that an inner loop needs to what they
-    /// keep from those.
-    unsafe fn outlined(job: &impl Job);
+    /// Runs a job, where registers are few as a function of its own: among the loops around it, compilers give registers that an inner
+    /// loop needs to what they keep from those.
+    #[inline(always)]
+    unsafe fn outlined(job: &impl Job) {
+        unsafe { job.run::<Self>() }
+    }
     /// The greatest of the lanes, if all are numbers.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -136,20 +139,15 @@ pub unsafe fn run(level: Level, job: &impl Job) {
     // SAFETY: the caller promises what the level needs.
     unsafe {
         match level {
-            Level::Portable => portable(job),
+            Level::Portable => job.run::<Array>(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => x86::avx2(job),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => x86::avx512(job),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => portable(job),
+            Level::Avx2 | Level::Avx512 => job.run::<Array>(),
         }
     }
-}
-
-#[inline(never)]
-unsafe fn portable(job: &impl Job) {
-    unsafe { job.run::<Array>() }
 }
 
 /// Lanes the compiler vectorizes with what the target has.
@@ -171,10 +169,6 @@ impl Array {
 unsafe impl Lanes for Array {
     // 32 registers of 4 on AArch64.
     const TILE: (usize, usize) = (6, 1);
-    #[inline(always)]
-    unsafe fn outlined(job: &impl Job) {
-        unsafe { portable(job) }
-    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Self([x; LANES])
@@ -278,13 +272,11 @@ mod x86 {
     use super::{Job, LANES, Lanes};
     use std::arch::x86_64::*;
 
-    #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2(job: &impl Job) {
         unsafe { job.run::<Avx2>() }
     }
 
-    #[inline(never)]
     #[target_feature(enable = "avx512f,avx2,fma")]
     pub unsafe fn avx512(job: &impl Job) {
         unsafe { job.run::<Avx512>() }
@@ -297,6 +289,7 @@ mod x86 {
     unsafe impl Lanes for Avx2 {
         // 16 registers: 12 sums, 2 of a column, 1 of a row.
         const TILE: (usize, usize) = (6, 1);
+        // `inline(never)` on a function with target features does not hold (Rust 1.95); on this one it does.
         #[inline(never)]
         unsafe fn outlined(job: &impl Job) {
             unsafe { avx2(job) }
@@ -481,10 +474,6 @@ mod x86 {
     unsafe impl Lanes for Avx512 {
         // 32 registers: 24 sums, 3 of a column, 1 of a row.
         const TILE: (usize, usize) = (8, 3);
-        #[inline(never)]
-        unsafe fn outlined(job: &impl Job) {
-            unsafe { avx512(job) }
-        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }
