@@ -5,8 +5,8 @@ use super::ort_error;
 use super::session::{Device, Engine};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Type};
+use memmap2::MmapMut;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use std::alloc::{Layout as HostLayout, alloc_zeroed, dealloc};
 use std::rc::Rc;
 
 /// Every view starts at a multiple of this many bytes: what CUDA kernels and vector units want.
@@ -53,34 +53,34 @@ impl Layout {
         (self.offsets[i] * DType::F32.width(), Type::new(DType::F32, &self.shapes[i]))
     }
 
-    /// Writes tensors into one flat vector.
+    /// Writes tensors to their places in a buffer, and nothing in the gaps.
     ///
     /// # Errors
-    /// When a tensor has another number of elements than its place.
-    pub fn pack(&self, tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
-        self.pack_over(0.0, tensors)
-    }
-
-    /// As [`Layout::pack`], with another value in the gaps.
-    ///
-    /// # Errors
-    /// When a tensor has another number of elements than its place.
-    pub fn pack_over(&self, gap: f32, tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
-        let mut flat = vec![gap; self.len];
-        for (i, tensor) in tensors.iter().enumerate() {
-            let n = self.shapes[i].iter().product::<usize>();
-            if tensor.len() != n {
-                crate::bail!("tensor {i} has {} elements, its place {n}", tensor.len());
+    /// When a tensor has another number of elements than its place; or as [`Buffer::write`].
+    pub fn write<T: AsRef<[f32]>>(&self, buffer: &Buffer, tensors: impl IntoIterator<Item = T>) -> Result<()> {
+        for (i, tensor) in tensors.into_iter().enumerate() {
+            let tensor = tensor.as_ref();
+            let (offset, ty) = self.view(i);
+            if tensor.len() != ty.len() {
+                crate::bail!("tensor {i} has {} elements, its place {}", tensor.len(), ty.len());
             }
-            flat[self.offsets[i]..self.offsets[i] + n].copy_from_slice(tensor);
+            buffer.write(offset, bytemuck::cast_slice(tensor))?;
         }
-        Ok(flat)
+        Ok(())
     }
 
-    /// The tensors of a flat vector.
-    pub fn unpack(&self, flat: &[f32]) -> Vec<Vec<f32>> {
-        let slice = |(o, s): (&usize, &Vec<usize>)| flat[*o..*o + s.iter().product::<usize>()].to_vec();
-        self.offsets.iter().zip(&self.shapes).map(slice).collect()
+    /// The tensors in a buffer.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub fn read(&self, buffer: &Buffer) -> Result<Vec<Vec<f32>>> {
+        let read = |i: usize| {
+            let (offset, ty) = self.view(i);
+            let mut tensor = vec![0.0; ty.len()];
+            buffer.read(offset, bytemuck::cast_slice_mut(&mut tensor))?;
+            Ok(tensor)
+        };
+        (0..self.shapes.len()).map(read).collect()
     }
 }
 
@@ -113,7 +113,7 @@ impl Memory {
     pub fn zeros(self, bytes: usize) -> Result<Buffer> {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
         let block = match self.0 {
-            Some(gpu) => Block { data: gpu.allocate(size)?, owner: Owner::Device(gpu) },
+            Some(gpu) => Block::Device(gpu.allocate(size)?, gpu),
             None => Block::host(size)?,
         };
         Ok(Buffer { block: Rc::new(block), bytes: size, memory: self })
@@ -135,35 +135,32 @@ impl Memory {
     }
 }
 
-enum Owner {
-    Host(HostLayout),
-    Device(&'static Gpu),
-}
-
-struct Block {
-    data: *mut u8,
-    owner: Owner,
+enum Block {
+    /// Takes memory only where it is touched.
+    Host(MmapMut),
+    Device(*mut u8, &'static Gpu),
 }
 
 impl Block {
     fn host(size: usize) -> Result<Self> {
-        let layout = HostLayout::from_size_align(size, ALIGNMENT).map_err(|e| Error::new(e.to_string()))?;
-        // SAFETY: the size is not zero: it was rounded up to the alignment.
-        let data = unsafe { alloc_zeroed(layout) };
-        if data.is_null() {
-            crate::bail!("out of memory: {size} bytes could not be had");
+        let fail = |e: std::io::Error| Error::new(format!("out of memory: {size} bytes could not be had ({e})"));
+        MmapMut::map_anon(size).map(Self::Host).map_err(fail)
+    }
+
+    fn data(&self) -> *mut u8 {
+        match self {
+            // Nothing on this side reads or writes through a reference into it.
+            Self::Host(range) => range.as_ptr().cast_mut(),
+            Self::Device(data, _) => *data,
         }
-        Ok(Self { data, owner: Owner::Host(layout) })
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        match &self.owner {
-            // SAFETY: allocated in `host` with this very layout.
-            Owner::Host(layout) => unsafe { dealloc(self.data, *layout) },
+        if let Self::Device(data, gpu) = self {
             // SAFETY: allocated by this device; what is still in its stream is waited for by the call.
-            Owner::Device(gpu) => unsafe { gpu.free(self.data) },
+            unsafe { gpu.free(*data) }
         }
     }
 }
@@ -247,7 +244,7 @@ impl Buffer {
             crate::bail!("{bytes} bytes at {offset} do not fit a buffer of {} bytes", self.bytes);
         }
         // SAFETY: the offset lies within the block.
-        Ok(unsafe { self.block.data.add(offset) })
+        Ok(unsafe { self.block.data().add(offset) })
     }
 
     pub(super) fn info(&self) -> Result<MemoryInfo<'static>> {
@@ -260,14 +257,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_are_aligned_and_pack_round_trips() -> Result<()> {
+    fn views_are_aligned_and_tensors_survive() -> Result<()> {
         let shapes: [&[usize]; 3] = [&[3, 2], &[], &[65]];
         let layout = Layout::new(shapes);
         assert_eq!(layout.offsets(), [0, 64, 128]);
         assert_eq!(layout.len(), 256);
         let tensors = vec![vec![1.0; 6], vec![2.0], vec![3.0; 65]];
-        assert_eq!(layout.unpack(&layout.pack(&tensors)?), tensors);
-        assert!(layout.pack(&[vec![0.0; 5]]).is_err());
+        for memory in Memory::of_either() {
+            let buffer = memory.zeros(layout.len() * 4)?;
+            buffer.write_f32(&[7.0; 256])?;
+            layout.write(&buffer, &tensors)?;
+            assert_eq!(layout.read(&buffer)?, tensors);
+            assert_eq!(buffer.read_f32(layout.len())?[6..64], [7.0; 58]);
+            assert!(layout.write(&buffer, [[0.0; 5]]).is_err());
+        }
         Ok(())
     }
 

@@ -112,7 +112,7 @@ impl Buffers {
             stats: [stats()?, stats()?],
             batch_stats: stats()?,
             stat_rate: stats()?,
-            is_weight: vector()?,
+            is_weight: some(options.spares_biases())?,
             lr: scalar()?,
             rho: scalar()?,
             bias1: scalar()?,

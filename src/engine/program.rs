@@ -14,7 +14,7 @@ use super::profile::NodeTime;
 use super::results::{Part, Place, Results};
 use super::session::{Device, Engine, Session};
 use crate::error::{Error, Result};
-use crate::ir::{DType, Graph, Tensor, Type};
+use crate::ir::{DType, Graph, Type};
 use crate::step::elementwise::fuse_elementwise;
 use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
 use crate::step::stages::{Slot, Stages, StatSlot, Subset};
@@ -136,17 +136,14 @@ impl Program {
         let stat_layout = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));
         let memory = Memory::new(engine)?;
         let buffers = Buffers::new(memory, &layout, &stat_layout, options)?;
-        let rates: Vec<Vec<f32>> = stages.stats.iter().map(|s| vec![s.rate; s.slot.shape.iter().product()]).collect();
-        buffers.stat_rate.write_f32(&stat_layout.pack(&rates)?)?;
-        let weights: Vec<Vec<f32>> = stages
-            .params
-            .iter()
-            .map(|p| vec![if p.shape.len() >= 2 { 1.0 } else { 0.0 }; p.shape.iter().product()])
-            .collect();
-        buffers.is_weight.write_f32(&layout.pack(&weights)?)?;
-        let together = engine.device != Device::Cpu && options.kernels == Kernels::Fused;
+        stat_layout
+            .write(&buffers.stat_rate, stages.stats.iter().map(|s| vec![s.rate; s.slot.shape.iter().product()]))?;
+        if options.spares_biases() {
+            let is_weight = |p: &Slot| vec![if p.shape.len() >= 2 { 1.0 } else { 0.0 }; p.shape.iter().product()];
+            layout.write(&buffers.is_weight, stages.params.iter().map(is_weight))?;
+        }
         let stage = |mut graph: Graph, of: Gradient| {
-            if together {
+            if options.kernels == Kernels::Fused {
                 fuse_elementwise(&mut graph)?;
             }
             FlatStage::new(engine, graph, of)
@@ -182,23 +179,33 @@ impl Program {
             times: StageTimes::default(),
         };
         program.add(stages)?;
-        program.restore(&program.initial(stages)?)?;
+        program.begin(stages)?;
         Ok(program)
     }
 
-    fn initial(&self, stages: &Stages) -> Result<State> {
-        let value = |graph: &Graph, name: &str| {
-            let tensor = graph.find(name).and_then(|v| graph.tensor(v)).map(Tensor::to_f32);
-            tensor.ok_or_else(|| Error::new(format!("`{name}` has no value")))
+    /// Writes the values of the file, and those that the optimizer begins with.
+    fn begin(&self, stages: &Stages) -> Result<()> {
+        let write = |layout: &Layout, i: usize, buffer: &Buffer, graph: &Graph, name: &str| {
+            let tensor = graph.find(name).and_then(|v| graph.tensor(v));
+            let tensor = tensor.ok_or_else(|| Error::new(format!("`{name}` has no value")))?;
+            let (offset, ty) = layout.view(i);
+            if tensor.ty() == ty {
+                return buffer.write(offset, tensor.bytes());
+            }
+            buffer.write(offset, bytemuck::cast_slice(&tensor.to_f32()))
         };
-        Ok(State {
-            params: self.params.iter().map(|p| value(&stages.grad, &p.name)).collect::<Result<_>>()?,
-            stats: self.stats.iter().map(|s| value(&stages.eval, &s.slot.name)).collect::<Result<_>>()?,
-            optimizer: (self.options.initial_states().iter())
-                .map(|value| self.layout.unpack(&vec![*value; self.layout.len()]))
-                .collect(),
-            steps: 0,
-        })
+        for (i, p) in self.params.iter().enumerate() {
+            write(&self.layout, i, &self.buffers.theta[self.sides.theta], &stages.grad, &p.name)?;
+        }
+        for (i, s) in self.stats.iter().enumerate() {
+            write(&self.stat_layout, i, &self.buffers.stats[self.sides.stats], &stages.eval, &s.slot.name)?;
+        }
+        // Buffers are made of zeros.
+        let states = self.buffers.optimizer.iter().zip(self.options.initial_states());
+        for (state, value) in states.filter(|(_, value)| *value != 0.0) {
+            state[self.sides.theta].write_f32(&vec![value; self.layout.len()])?;
+        }
+        Ok(())
     }
 
     /// Compiles `grad` for the batches of `stages`, built from the same model with the same options.
@@ -473,10 +480,10 @@ impl Program {
             let scale = (self.options.data_size as f32).sqrt().recip();
             tensors.iter_mut().flatten().for_each(|n| *n *= scale);
         } else {
-            let theta = self.layout.unpack(&self.buffers.theta[self.sides.theta].read_f32(self.layout.len())?);
+            let theta = self.layout.read(&self.buffers.theta[self.sides.theta])?;
             scale_by_filters(&mut tensors, &theta, &self.params, self.options.start_sigma);
         }
-        self.buffers.noise.write_f32(&self.layout.pack(&tensors)?)?;
+        self.layout.write(&self.buffers.noise, &tensors)?;
         stage.run(&self.buffers, self.sides)?;
         self.times.perturb += started.elapsed();
         Ok(())
@@ -540,8 +547,7 @@ impl Program {
     /// The error that says that the loss of a pass is not finite, and where that begins.
     fn not_finite(&self, way: Way, loss: f32, side: usize, step: u64) -> Result<Error> {
         let culprit = |buffer: &Buffer, what: &str| -> Result<Option<String>> {
-            let flat = buffer.read_f32(self.layout.len())?;
-            let tensors = self.layout.unpack(&flat);
+            let tensors = self.layout.read(buffer)?;
             let bad = tensors.iter().zip(&self.params).find_map(|(t, p)| {
                 t.iter().position(|v| !v.is_finite()).map(|i| format!("{what} `{}`[{i}] = {}", p.name, t[i]))
             });
@@ -589,7 +595,7 @@ impl Program {
     /// # Errors
     /// Tensors that are not those of the parameters.
     pub fn set_perturbed(&mut self, params: &[Vec<f32>]) -> Result<()> {
-        self.buffers.theta[1 - self.sides.theta].write_f32(&self.layout.pack(params)?)
+        self.layout.write(&self.buffers.theta[1 - self.sides.theta], params)
     }
 
     /// The gradient of the last pass, per parameter.
@@ -597,7 +603,7 @@ impl Program {
     /// # Errors
     /// When it cannot be copied from the device.
     pub fn gradient(&self) -> Result<Vec<Vec<f32>>> {
-        Ok(self.layout.unpack(&self.buffers.grad.read_f32(self.layout.len())?))
+        self.layout.read(&self.buffers.grad)
     }
 
     /// The whole state.
@@ -605,11 +611,11 @@ impl Program {
     /// # Errors
     /// When it cannot be copied from the device.
     pub fn state(&self) -> Result<State> {
-        let read = |b: &Buffer| Ok(self.layout.unpack(&b.read_f32(self.layout.len())?));
+        let side = self.sides.theta;
         Ok(State {
-            params: read(&self.buffers.theta[self.sides.theta])?,
-            stats: self.stat_layout.unpack(&self.buffers.stats[self.sides.stats].read_f32(self.stat_layout.len())?),
-            optimizer: self.buffers.optimizer.iter().map(|s| read(&s[self.sides.theta])).collect::<Result<_>>()?,
+            params: self.layout.read(&self.buffers.theta[side])?,
+            stats: self.stat_layout.read(&self.buffers.stats[self.sides.stats])?,
+            optimizer: self.buffers.optimizer.iter().map(|s| self.layout.read(&s[side])).collect::<Result<_>>()?,
             steps: self.steps,
         })
     }
@@ -626,11 +632,10 @@ impl Program {
             return Err(Error::new("the state belongs to another model or optimizer"));
         }
         let side = self.sides.theta;
-        self.buffers.theta[side].write_f32(&self.layout.pack(&state.params)?)?;
-        self.buffers.stats[self.sides.stats].write_f32(&self.stat_layout.pack(&state.stats)?)?;
-        let gaps = self.options.initial_states();
-        for ((buffer, values), gap) in self.buffers.optimizer.iter().zip(&state.optimizer).zip(gaps) {
-            buffer[side].write_f32(&self.layout.pack_over(gap, values)?)?;
+        self.layout.write(&self.buffers.theta[side], &state.params)?;
+        self.stat_layout.write(&self.buffers.stats[self.sides.stats], &state.stats)?;
+        for (buffer, values) in self.buffers.optimizer.iter().zip(&state.optimizer) {
+            self.layout.write(&buffer[side], values)?;
         }
         self.steps = state.steps;
         Ok(())

@@ -13,6 +13,8 @@ use onnx_protobuf::{
 };
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,14 +47,13 @@ pub struct Model {
 pub fn import(path: impl AsRef<Path>) -> Result<Model> {
     let path = path.as_ref();
     let read = || -> Result<Model> {
-        let bytes = std::fs::read(path).file(path)?;
-        if bytes.is_empty() {
+        let mut file = BufReader::new(File::open(path).file(path)?);
+        if file.fill_buf().file(path)?.is_empty() {
             return Err(Error::new("the file is empty").hint("export or copy the file again"));
         }
-        let mut proto = ModelProto::parse_from_bytes(&bytes).map_err(|e| {
+        let mut proto = ModelProto::parse_from_reader(&mut file).map_err(|e| {
             Error::new(format!("not an ONNX model, or cut short ({e})")).hint("export or copy the file again")
         })?;
-        drop(bytes);
         artifacts::recover(&mut proto, folder_of(path))?;
         from_proto(path, proto)
     };

@@ -460,6 +460,11 @@ impl StepOptions {
         sizes
     }
 
+    /// Whether ASAM leaves biases and normalization alone, so that `perturb` is told which elements are a weight's.
+    pub(crate) fn spares_biases(&self) -> bool {
+        self.adaptive && !self.adaptive_all
+    }
+
     /// Number of optimizer state vectors, each as long as the parameters; the last is LookSAM's direction.
     pub fn states(&self) -> usize {
         self.initial_states().len()

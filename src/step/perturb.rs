@@ -21,7 +21,7 @@ pub(super) fn perturb(flat: &mut Flat, options: &StepOptions) -> Result<()> {
     let theta = flat.vector(names::THETA);
     let g = flat.vector(names::GRAD);
     let rho = flat.scalar(names::RHO);
-    let is_weight = (options.adaptive && !options.adaptive_all).then(|| flat.vector(names::IS_WEIGHT));
+    let is_weight = options.spares_biases().then(|| flat.vector(names::IS_WEIGHT));
     let precision = (options.base == Base::Bsam).then(|| flat.vector(&names::state(1)));
     let mut b = flat.builder("perturb");
     if let Some(s) = precision {

@@ -1,10 +1,10 @@
-//! `bisam.Elementwise`: a loop over elements whose body is an attribute, compiled when the node is.
+//! `bisam.Elementwise`: a loop over elements whose body is an attribute, written in CUDA C and compiled when the node is.
 
-use super::super::kernels::to_ort;
+use super::super::kernels::{body, to_ort};
 use super::super::value::floats;
 use super::module::Module;
 use super::operators::{Args, elements, fits};
-use crate::step::elementwise::MOST;
+use crate::step::elementwise::{Body, Function, MOST, Operand};
 use ort::AsPointer;
 use ort::operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
@@ -15,7 +15,31 @@ use std::sync::Arc;
 pub struct Elementwise(pub Arc<Module>);
 
 /// The source of a kernel with this body.
-pub fn source(code: &str) -> String {
+pub fn source(body: &Body) -> String {
+    let read = |o: &Operand| match o {
+        Operand::Element(k) => format!("a.x[{k}][i]"),
+        Operand::Scalar(k) => format!("a.x[{k}][0]"),
+        // Nine digits tell every float from its neighbours.
+        Operand::Number(n) => format!("{n:.9e}f"),
+        Operand::Step(k) => format!("v{k}"),
+    };
+    let steps = body.steps.iter().enumerate().map(|(k, (function, operands))| {
+        let operands: Vec<String> = operands.iter().map(read).collect();
+        let (a, b) = (&operands[0], operands.get(1).map_or("", String::as_str));
+        let value = match function {
+            Function::Add => format!("{a} + {b}"),
+            Function::Sub => format!("{a} - {b}"),
+            Function::Mul => format!("{a} * {b}"),
+            Function::Div => format!("{a} / {b}"),
+            Function::Min => format!("{a} >= {b} ? {b} : {a}"),
+            Function::Neg => format!("-({a})"),
+            Function::Abs => format!("fabsf({a})"),
+            Function::Sqrt => format!("sqrtf({a})"),
+        };
+        format!("        float v{k} = {value};\n")
+    });
+    let outputs = body.outputs.iter().enumerate().map(|(k, o)| format!("        a.y[{k}][i] = {};\n", read(o)));
+    let code: String = steps.chain(outputs).collect();
     format!("KERNEL(elementwise) {{\n    for (uint i = FIRST; i < N(0); i += STRIDE) {{\n{code}    }}\n}}\n")
 }
 
@@ -39,8 +63,7 @@ impl Operator for Elementwise {
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
-        let code: String = node.get("code").ok_or_else(|| ort::Error::new("attribute `code` is missing"))?;
-        let function = self.0.compile(&source(&code), "elementwise").map_err(to_ort)? as usize;
+        let function = self.0.compile(&source(&body(node)?), "elementwise").map_err(to_ort)? as usize;
         Ok(Box::new(Instance { module: Arc::clone(&self.0), function, outputs: node.outputs()?.len() }))
     }
 }

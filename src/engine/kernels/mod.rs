@@ -20,10 +20,12 @@
 //! | `MaxPoolGrad` | X, Ȳ | X̄ |
 //! | `BatchNormAgain` | a cotangent, X, γ, β, μ, v | Y |
 //! | `LayerNormAgain`, `SiluAgain`, `GeluAgain` | a cotangent, and as without `Again` | Y |
+//! | `Elementwise` | vectors [P] and scalars | vectors [P] |
 //!
 //! The cotangent decides only when an `Again` runs ([`again`](crate::autodiff)).
 
 mod conv;
+mod elementwise;
 mod groups;
 mod math;
 mod norm;
@@ -42,6 +44,7 @@ mod winograd;
 mod winograd_sums;
 
 pub(super) use conv::Geometry;
+pub(super) use elementwise::body;
 pub use operators::domain;
 pub(super) use operators::{OPS, Op, Settings, geometry, planes, to_ort, windows};
 use ort::operator::ComputeContext;

@@ -3,6 +3,7 @@
 use super::super::ort_error;
 use super::Pool;
 use super::conv::{self, Geometry};
+use super::elementwise::Elementwise;
 use super::norm::{self, After, Known, Planes};
 use super::pointwise::{self, Activation};
 use super::pool::{self, Windows};
@@ -498,5 +499,5 @@ pub fn domain() -> Result<OperatorDomain> {
     for op in OPS {
         domain = domain.add(op).map_err(ort_error)?;
     }
-    Ok(domain)
+    domain.add(Elementwise).map_err(ort_error)
 }
