@@ -1,13 +1,12 @@
 //! `bisam.Elementwise`: a loop over elements whose body is an attribute, written in CUDA C and compiled when the node is.
 
-use super::super::kernels::{body, to_ort};
+use super::super::kernels::{elementwise, to_ort};
 use super::super::value::floats;
 use super::module::Module;
 use super::operators::{Args, elements, fits};
 use crate::step::elementwise::{Body, Function, MOST, Operand};
 use ort::AsPointer;
 use ort::operator::{BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
-use ort::value::TensorElementType::Float32;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -55,15 +54,15 @@ impl Operator for Elementwise {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        (0..MOST.0).map(|i| if i == 0 { OperatorInput::required(Float32) } else { OperatorInput::optional(Float32) })
+        elementwise::inputs()
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        (0..MOST.1).map(|i| if i == 0 { OperatorOutput::required(Float32) } else { OperatorOutput::optional(Float32) })
+        elementwise::outputs()
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
-        let function = self.0.compile(&source(&body(node)?), "elementwise").map_err(to_ort)? as usize;
+        let function = self.0.compile(&source(&elementwise::body(node)?), "elementwise").map_err(to_ort)? as usize;
         Ok(Box::new(Instance { module: Arc::clone(&self.0), function, outputs: node.outputs()?.len() }))
     }
 }

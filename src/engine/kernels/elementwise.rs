@@ -117,7 +117,17 @@ fn numbers<'a>(
 /// The operator.
 pub struct Elementwise;
 
-/// The body of a node.
+/// Inputs of the operator on any device.
+pub fn inputs() -> impl Iterator<Item = OperatorInput> {
+    (0..MOST.0).map(|i| if i == 0 { OperatorInput::required(Float32) } else { OperatorInput::optional(Float32) })
+}
+
+/// Outputs of the operator on any device.
+pub fn outputs() -> impl Iterator<Item = OperatorOutput> {
+    (0..MOST.1).map(|i| if i == 0 { OperatorOutput::required(Float32) } else { OperatorOutput::optional(Float32) })
+}
+
+/// The body of a node on any device.
 pub fn body(node: &KernelContext<'_>) -> ort::Result<Body> {
     let text: String = node.get("body").ok_or_else(|| ort::Error::new("attribute `body` is missing"))?;
     text.parse().map_err(to_ort)
@@ -131,11 +141,11 @@ impl Operator for Elementwise {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        (0..MOST.0).map(|i| if i == 0 { OperatorInput::required(Float32) } else { OperatorInput::optional(Float32) })
+        inputs()
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        (0..MOST.1).map(|i| if i == 0 { OperatorOutput::required(Float32) } else { OperatorOutput::optional(Float32) })
+        outputs()
     }
 
     fn create_kernel<'a>(&self, node: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {

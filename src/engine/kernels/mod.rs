@@ -25,7 +25,7 @@
 //! The cotangent decides only when an `Again` runs ([`again`](crate::autodiff)).
 
 mod conv;
-mod elementwise;
+pub(super) mod elementwise;
 mod groups;
 mod math;
 mod norm;
@@ -44,7 +44,6 @@ mod winograd;
 mod winograd_sums;
 
 pub(super) use conv::Geometry;
-pub(super) use elementwise::body;
 pub use operators::domain;
 pub(super) use operators::{OPS, Op, Settings, geometry, planes, to_ort, windows};
 use ort::operator::ComputeContext;
