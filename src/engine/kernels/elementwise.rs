@@ -74,7 +74,7 @@ pub fn run(body: &Body, inputs: &[&[f32]], outputs: &mut [&mut [f32]], pool: &dy
                 let len = BLOCK.min(end - first);
                 for (k, (function, operands)) in body.steps.iter().enumerate() {
                     let (before, out) = made.split_at_mut(k * BLOCK);
-                    let read = |o: &Operand| numbers(*o, inputs, first, len, &ones, before);
+                    let read = |o: &Operand| resolve(*o, inputs, first, len, &ones, before);
                     let a = read(&operands[0]);
                     let b = operands.get(1).map_or(Numbers::One(0.0), read);
                     ones[k] = apply(*function, a, b, &mut out[..len]);
@@ -82,7 +82,7 @@ pub fn run(body: &Body, inputs: &[&[f32]], outputs: &mut [&mut [f32]], pool: &dy
                 for (y, o) in outputs.iter().zip(&body.outputs) {
                     // SAFETY: the range is within the output, and no other part has it.
                     let y = unsafe { std::slice::from_raw_parts_mut(y.get().add(first), len) };
-                    match numbers(*o, inputs, first, len, &ones, made) {
+                    match resolve(*o, inputs, first, len, &ones, made) {
                         Numbers::One(one) => y.fill(one),
                         Numbers::Block(block) => y.copy_from_slice(block),
                     }
@@ -95,7 +95,7 @@ pub fn run(body: &Body, inputs: &[&[f32]], outputs: &mut [&mut [f32]], pool: &dy
 
 /// What an operand is for the `len` elements from `first` on.
 #[inline(always)]
-fn numbers<'a>(
+fn resolve<'a>(
     operand: Operand,
     inputs: &[&'a [f32]],
     first: usize,
