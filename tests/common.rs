@@ -1,6 +1,5 @@
 //! What several tests share.
 
-use bisam::adapt::untie;
 use bisam::engine::{Device, Engine};
 use bisam::ir::Tensor;
 use bisam::onnx::import;
@@ -24,9 +23,7 @@ pub fn repo(path: &str) -> PathBuf {
 /// A model with its shapes, ready for stages.
 pub fn prepared(path: &Path, batch: usize) -> Prepared {
     let model = import(path).expect("imports");
-    let mut graph = model.graph.clone();
-    untie(&mut graph, &model);
-    prepare(&graph, &Sizes::batch(batch), Ends::default(), &engine()).expect("prepares")
+    prepare(&model.graph, &Sizes::batch(batch), Ends::default(), &engine()).expect("prepares")
 }
 
 /// Every array of an npz file.

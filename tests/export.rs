@@ -1,7 +1,7 @@
 //! Weights back into the user's file.
 
 use crate::common::{engine, repo};
-use bisam::adapt::{Mode, Untied, replace_head, set_mode, untie};
+use bisam::adapt::{Mode, replace_head, set_mode};
 use bisam::export::{export, fresh, verify, with_values};
 use bisam::ir::{DType, Declared, Dim, Graph, Source, Tensor};
 use bisam::onnx::{Model, Weights, emit, import, save, to_tensor};
@@ -23,12 +23,6 @@ fn models() -> Vec<Model> {
 
 fn name(model: &Model) -> String {
     model.path.file_stem().expect("a name").to_string_lossy().into_owned()
-}
-
-fn untied(model: &Model) -> (Graph, Vec<Untied>) {
-    let mut graph = model.graph.clone();
-    let untied = untie(&mut graph, model);
-    (graph, untied)
 }
 
 /// The values that parameters and statistics have in the file.
@@ -78,7 +72,7 @@ fn a_models_own_values_change_nothing() {
     for model in models() {
         let own = own_values(&model.graph);
         assert!(!own.is_empty());
-        assert!(with_values(&model, &[], &own).expect("exports") == model.proto, "{}", name(&model));
+        assert!(with_values(&model, &own).expect("exports") == model.proto, "{}", name(&model));
     }
 }
 
@@ -95,8 +89,7 @@ fn evaluated(model: &Model, inputs: &[(String, Tensor)]) -> Vec<Tensor> {
 #[test]
 fn exported_files_compute_what_evaluation_does_at_any_batch_size() {
     for model in models() {
-        let (graph, untied) = untied(&model);
-        let exported = export(&model, &untied, &own_values(&graph)).expect("exports");
+        let exported = export(&model, &own_values(&model.graph)).expect("exports");
         let (before, after) = (&model.proto.graph, &exported.graph);
         assert!(before.input == after.input && before.output == after.output, "{}: declared types", name(&model));
         let training =
@@ -118,20 +111,20 @@ fn exported_files_compute_what_evaluation_does_at_any_batch_size() {
 fn merged_parameters_get_initializers_of_their_own() {
     for file in ["bert", "vit", "vit_dynamo", "bert_dynamo"] {
         let model = import(repo(&format!("models/{file}.onnx"))).expect("imports");
-        let (graph, untied) = untied(&model);
+        let graph = &model.graph;
         assert!(untied.len() > 5, "{file}: {}", untied.len());
-        let mut values = own_values(&graph);
+        let mut values = own_values(graph);
         for (i, u) in untied.iter().enumerate() {
             let old = &values[&u.name];
             let new = Tensor::full(DType::F32, old.shape(), 1.0 + i as f64 / 100.0);
             values.insert(u.name.clone(), new);
         }
-        let exported = export(&model, &untied, &values).expect("exports");
+        let exported = export(&model, &values).expect("exports");
         let mut stored: BTreeMap<&str, Tensor> = BTreeMap::new();
         for i in &exported.graph.initializer {
             assert!(stored.insert(&i.name, to_tensor(i).expect("a tensor")).is_none(), "{file}: {} twice", i.name);
         }
-        for u in &untied {
+        for u in untied {
             assert_eq!(stored[u.name.as_str()], values[&u.name], "{file}: {}", u.name);
             assert_eq!(stored[u.merged.as_str()], values[&u.merged], "{file}: {}", u.merged);
         }
@@ -154,11 +147,11 @@ fn merged_parameters_get_initializers_of_their_own() {
 #[test]
 fn a_frozen_parameter_does_not_follow_the_one_it_was_merged_into() {
     let model = import(repo("models/vit.onnx")).expect("imports");
-    let (graph, untied) = untied(&model);
+    let (graph, untied) = (&model.graph, &model.untied);
     let u = &untied[0];
     let old = graph.tensor(graph.find(&u.merged).expect("merged")).expect("stored").clone();
     let new = Tensor::full(DType::F32, old.shape(), 0.25);
-    let exported = export(&model, &untied, &BTreeMap::from([(u.merged.clone(), new.clone())])).expect("exports");
+    let exported = export(&model, &BTreeMap::from([(u.merged.clone(), new.clone())])).expect("exports");
     let stored =
         |n: &str| to_tensor(exported.graph.initializer.iter().find(|i| i.name == n).expect("stored")).expect("read");
     assert_eq!(stored(&u.merged), new);
@@ -176,8 +169,7 @@ fn a_new_head_changes_the_declared_shapes() {
         }
         replaced += 1;
         let model = Model { graph, ..model };
-        let (graph, untied) = untied(&model);
-        let exported = export(&model, &untied, &own_values(&graph)).expect("exports");
+        let exported = export(&model, &own_values(&model.graph)).expect("exports");
         let reread = tempfile::tempdir().expect("a folder");
         let path = reread.path().join("m.onnx");
         save(&exported, &path).expect("saves");
@@ -210,7 +202,7 @@ fn parameters_in_constant_nodes_are_written_there() {
     };
     graph.node.insert(0, node);
     let new = Tensor::full(DType::F32, &dims, 0.125);
-    let exported = export(&model, &[], &BTreeMap::from([(name, new.clone())])).expect("exports");
+    let exported = export(&model, &BTreeMap::from([(name, new.clone())])).expect("exports");
     assert_eq!(to_tensor(&exported.graph.node[0].attribute[0].t).expect("a tensor"), new);
     run(&exported, &inputs(&model.graph, 2));
 }
@@ -219,10 +211,10 @@ fn parameters_in_constant_nodes_are_written_there() {
 fn what_is_not_in_the_file_is_refused_by_name() {
     let model = import(repo("models/mlp.onnx")).expect("imports");
     let one = Tensor::scalar(DType::F32, 1.0);
-    let e = export(&model, &[], &BTreeMap::from([("nobody".into(), one.clone())])).expect_err("refused").to_string();
+    let e = export(&model, &BTreeMap::from([("nobody".into(), one.clone())])).expect_err("refused").to_string();
     assert!(e.contains("nobody") && e.contains("mlp.onnx"), "{e}");
     let weight = model.proto.graph.initializer[0].name.clone();
-    let e = export(&model, &[], &BTreeMap::from([(weight.clone(), one)])).expect_err("refused").to_string();
+    let e = export(&model, &BTreeMap::from([(weight.clone(), one)])).expect_err("refused").to_string();
     assert!(e.contains(&weight), "{e}");
 }
 
@@ -251,7 +243,7 @@ fn data_outside_the_file_moves_into_it() {
     let path = folder.path().join("m.onnx");
     save(&proto, &path).expect("saves");
     let model = import(&path).expect("imports");
-    let exported = export(&model, &[], &BTreeMap::new()).expect("exports");
+    let exported = export(&model, &BTreeMap::new()).expect("exports");
     assert!(exported.graph.initializer.iter().all(|i| i.external_data.is_empty()));
     let inputs = inputs(&model.graph, 2);
     assert_eq!(run(&exported, &inputs), run(&original, &inputs));
@@ -263,8 +255,7 @@ fn tract_agrees_about_exported_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut wrong = Vec::new();
     for model in models() {
-        let (graph, untied) = untied(&model);
-        let exported = export(&model, &untied, &own_values(&graph)).expect("exports");
+        let exported = export(&model, &own_values(&model.graph)).expect("exports");
         let path = folder.path().join(format!("{}.onnx", name(&model)));
         save(&exported, &path).expect("saves");
         match verify(&engine(), &path, None, 3, 1e-4) {
@@ -319,7 +310,7 @@ fn verify_sees_a_changed_weight() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = import(repo("models/mlp.onnx")).expect("imports");
     let path = folder.path().join("other.onnx");
-    save(&with_values(&model, &[], &fresh(&model.graph, 5)).expect("exports"), &path).expect("saves");
+    save(&with_values(&model, &fresh(&model.graph, 5)).expect("exports"), &path).expect("saves");
     let verdict = verify(&engine(), &model.path, Some(&path), 3, 1e-4).expect("runs");
     assert!(!verdict.agrees && verdict.max_difference > 1e-3, "{verdict:?}");
     let other = verify(&engine(), &model.path, Some(&repo("models/lenet.onnx")), 3, 1e-4);
@@ -329,9 +320,9 @@ fn verify_sees_a_changed_weight() {
 #[test]
 fn fresh_weights_keep_the_mode_and_give_finite_logits() {
     for model in models() {
-        let (graph, untied) = untied(&model);
+        let (graph, untied) = (&model.graph, &model.untied);
         let values = fresh(&graph, 3);
-        let proto = with_values(&model, &untied, &values).expect("exports");
+        let proto = with_values(&model, &values).expect("exports");
         let training = |p: &ModelProto| {
             p.graph.node.iter().flat_map(|n| &n.attribute).filter(|a| a.name == "training_mode" && a.i == 1).count()
         };

@@ -1,7 +1,6 @@
 //! The crate's own kernels against plain operators, on every model.
 
 use crate::common::{engine, relative, repo};
-use bisam::adapt::untie;
 use bisam::autodiff::differentiate;
 use bisam::builder::{Builder, attrs};
 use bisam::engine::Program;
@@ -20,10 +19,8 @@ fn fused_kernels_agree_with_plain_operators() {
         ["resnet20", "resnet20_eval", "resnet8_28", "vgg", "densenet", "mobilenet", "lenet", "tiny_bn", "vit"];
     for name in networks.into_iter().chain(["vit_dynamo", "bert", "bert_dynamo", "tiny_ln"]) {
         let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
-        let mut graph = model.graph.clone();
-        untie(&mut graph, &model);
         let engine = engine();
-        let prepared = prepare(&graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
+        let prepared = prepare(&model.graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
         let run = |kernels: Kernels| {
             let options = StepOptions { kernels, ..Preset::Sgd.options() };
             let stages = build(&prepared, &options).expect("builds");
@@ -56,10 +53,8 @@ fn fused_kernels_agree_with_plain_operators() {
 fn what_is_computed_again_is_the_same() {
     for (name, least) in [("resnet20", 0.75), ("mobilenet", 0.9), ("densenet", 0.75), ("vit", 0.9), ("bert", 0.9)] {
         let model = import(repo(&format!("models/{name}.onnx"))).expect("imports");
-        let mut graph = model.graph.clone();
-        untie(&mut graph, &model);
         let engine = engine();
-        let prepared = prepare(&graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
+        let prepared = prepare(&model.graph, &Sizes::batch(4), Ends::default(), &engine).expect("prepares");
         let run = |recompute: bool| {
             let options = StepOptions { recompute, ..Preset::Bisam.options() };
             let stages = build(&prepared, &options).expect("builds");

@@ -1,7 +1,6 @@
 //! What the methods have in common, what bounds them, and which combinations are refused.
 
 use crate::common::{engine, relative, repo};
-use bisam::adapt::untie;
 use bisam::builder::Builder;
 use bisam::engine::Program;
 use bisam::engine::program::State;
@@ -22,11 +21,10 @@ fn numbers(n: usize, seed: usize) -> Vec<f32> {
 /// The state after three steps on fixed batches, from the weights of the file, each changed by `change`.
 fn trained(model: &str, options: &StepOptions, change: impl Fn(&str, f32) -> f32) -> (Vec<String>, State) {
     let imported = import(repo(&format!("models/{model}.onnx"))).expect("imports");
-    let mut graph = imported.graph.clone();
-    untie(&mut graph, &imported);
+    let graph = &imported.graph;
     let engine = engine();
     let stages = |n: usize| {
-        build(&prepare(&graph, &Sizes::batch(n), Ends::default(), &engine).expect("prepares"), options).expect("builds")
+        build(&prepare(graph, &Sizes::batch(n), Ends::default(), &engine).expect("prepares"), options).expect("builds")
     };
     let whole = stages(BATCH);
     let mut program = Program::new(&engine, &whole, options).expect("compiles");

@@ -2,7 +2,6 @@
 
 use crate::common::{engine, npz, repo};
 use crate::snapshot;
-use bisam::adapt::untie;
 use bisam::data::write_npz;
 use bisam::engine::Program;
 use bisam::ir::Tensor;
@@ -82,18 +81,17 @@ fn ten_steps_equal_the_authors_update() {
             let options = StepOptions { kernels, ..options(&settings) };
             let lr = settings["lr"].as_f64().expect("lr") as f32;
             let imported = import(repo(&format!("models/{model}.onnx"))).expect("imports");
-            let mut graph = imported.graph.clone();
-            untie(&mut graph, &imported);
+            let graph = &imported.graph;
             let input = graph[graph.inputs[0]].name.clone();
             let batches = &run[&input];
             let batch = batches.shape()[1];
             let engine = engine();
-            let prepared = prepare(&graph, &Sizes::batch(batch), Ends::default(), &engine).expect("prepares");
+            let prepared = prepare(graph, &Sizes::batch(batch), Ends::default(), &engine).expect("prepares");
             let stages = build(&prepared, &options).expect("builds");
             let mut program = Program::new(&engine, &stages, &options).expect("compiles");
             program
                 .add_batch_sizes(&stages, batch, |n| {
-                    build(&prepare(&graph, &Sizes::batch(n), Ends::default(), &engine)?, &options)
+                    build(&prepare(graph, &Sizes::batch(n), Ends::default(), &engine)?, &options)
                 })
                 .expect("compiles");
             let labels = run["labels"].to_vec::<i64>().expect("i64");

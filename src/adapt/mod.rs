@@ -1,4 +1,4 @@
-//! Makes an imported graph trainable: parameters untied and frozen, head replaced or appended, normalization and dropout in the wanted mode,
+//! Makes an imported graph trainable: parameters frozen, head replaced or appended, normalization and dropout in the wanted mode,
 //! logits found behind a final Softmax.
 
 mod append;
@@ -6,7 +6,6 @@ mod freeze;
 mod head;
 mod logits;
 mod mode;
-mod untie;
 
 pub use append::{Appended, MASK_NAMES, append_head};
 pub use freeze::{Selection, freeze};
@@ -14,4 +13,3 @@ pub use head::replace_head;
 pub use logits::find_logits;
 pub(crate) use mode::depends_on_inputs;
 pub use mode::{BatchNorm, Mode, set_mode};
-pub use untie::{Untied, untie};

@@ -2,7 +2,6 @@
 
 use super::inspect::dimension;
 use super::{Global, StepArgs, at_least_one};
-use crate::adapt::untie;
 use crate::engine::Program;
 use crate::engine::profile::{NodeTime, by_operator};
 use crate::error::Result;
@@ -45,14 +44,12 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut options = StepOptions::default();
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
-    let mut graph = model.graph.clone();
-    untie(&mut graph, &model);
     let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
-    let prepared = prepare(&graph, &sizes, Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
+    let prepared = prepare(&model.graph, &sizes, Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let mut program = Program::new(&engine, &stages, &options)?;
     program.add_batch_sizes(&stages, args.batch, |n| {
-        build(&prepare(&graph, &sizes.with_batch(n), Ends::default(), &engine)?, &options)
+        build(&prepare(&model.graph, &sizes.with_batch(n), Ends::default(), &engine)?, &options)
     })?;
     let inputs: Vec<Vec<u8>> = stages
         .inputs

@@ -1,7 +1,6 @@
 //! `bisam build`: the stages of a training step as plain ONNX files.
 
 use super::{Global, StepArgs, at_least_one};
-use crate::adapt::untie;
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
 use crate::onnx::{Weights, emit, import, save, write_atomically};
@@ -36,10 +35,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut options = StepOptions { kernels: Kernels::Plain, ..StepOptions::default() };
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
-    let mut graph = model.graph.clone();
-    untie(&mut graph, &model);
     let prepared =
-        prepare(&graph, &Sizes::batch(args.batch), Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
+        prepare(&model.graph, &Sizes::batch(args.batch), Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

@@ -108,6 +108,16 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let zero = || Tensor::full(ty.dtype, &ty.shape, 0.0);
         out.insert(format!("grad/{name}"), output.as_ref().and_then(|o| by_name.remove(o)).unwrap_or_else(zero));
     }
+    // The file's own initializer is what the exporter merged: its gradient is the sum over all of its uses.
+    for u in model.untied.iter().filter(|_| params) {
+        let Some(part) = out.remove(&format!("grad/{}", u.name)) else { continue };
+        let key = format!("grad/{}", u.merged);
+        let sum = match out.get(&key) {
+            Some(rest) => rest.to_f64().iter().zip(part.to_f64()).map(|(a, b)| a + b).collect(),
+            None => part.to_f64(),
+        };
+        out.insert(key, Tensor::from_f64(part.dtype(), part.shape(), &sum));
+    }
     out.extend(by_name);
     write_npz(&args.output, &out)?;
     let loss = out.get("loss").map_or(f64::NAN, |t| t.to_f64()[0]);

@@ -3,7 +3,7 @@
 use super::inspect::{dimension, print};
 use super::page::{Page, Tone, cell, number, shape, shorten};
 use super::{Global, at_least_one};
-use crate::adapt::{Mode, untie};
+use crate::adapt::Mode;
 use crate::error::{Error, Result};
 use crate::onnx::import;
 use crate::step::check::{Check, Row, Verdict};
@@ -60,7 +60,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let engine = global.engine()?;
     let mut graph = model.graph.clone();
-    untie(&mut graph, &model);
     if let Some(name) = &args.logits {
         let at = graph.outputs.iter().position(|v| graph[*v].name == *name);
         let at = at.ok_or_else(|| Error::new(format!("the model has no output `{name}`")).in_file(&args.model))?;

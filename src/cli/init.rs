@@ -1,7 +1,6 @@
 //! `bisam init`: fresh weights.
 
 use super::Global;
-use crate::adapt::untie;
 use crate::error::Result;
 use crate::export::{fresh, with_values};
 use crate::onnx::{import, save};
@@ -26,10 +25,8 @@ pub struct Args {
 /// A file that is no model, or one that cannot be written.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
-    let mut graph = model.graph.clone();
-    let untied = untie(&mut graph, &model);
-    let values = fresh(&graph, args.seed);
-    save(&with_values(&model, &untied, &values)?, &args.output)?;
+    let graph = &model.graph;
+    save(&with_values(&model, &fresh(graph, args.seed))?, &args.output)?;
     let elements: usize = graph.params().iter().filter_map(|v| graph.param(*v)).map(|t| t.len()).sum();
     let text = format!(
         "{}: {elements} parameters in {} tensors, seed {}",
@@ -42,7 +39,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         "seed": args.seed,
         "parameters": elements,
         "tensors": graph.params().len(),
-        "untied": untied.len(),
+        "untied": model.untied.len(),
     });
     global.print(&value, &text)
 }

@@ -4,10 +4,9 @@
 //! ready for inference (see [`inference`](super::inference)), and data kept outside the file moves into it.
 
 use super::inference::ready_for_inference;
-use crate::adapt::Untied;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
-use crate::onnx::{Model, inline_data, to_proto, to_tensor};
+use crate::onnx::{Model, Untied, inline_data, to_proto, to_tensor};
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::tensor_shape_proto::dimension::Value as DimValue;
 use onnx_protobuf::{
@@ -23,8 +22,8 @@ const MAX_BYTES: u64 = i32::MAX as u64;
 ///
 /// # Errors
 /// As [`with_values`].
-pub fn export(model: &Model, untied: &[Untied], values: &BTreeMap<String, Tensor>) -> Result<ModelProto> {
-    let mut proto = with_values(model, untied, values)?;
+pub fn export(model: &Model, values: &BTreeMap<String, Tensor>) -> Result<ModelProto> {
+    let mut proto = with_values(model, values)?;
     ready_for_inference(proto.graph.mut_or_insert_default(), model);
     Ok(proto)
 }
@@ -38,7 +37,8 @@ pub fn export(model: &Model, untied: &[Untied], values: &BTreeMap<String, Tensor
 /// # Errors
 /// A value that belongs to nothing in the file, or has another rank or type than there; data files that cannot be read; a
 /// result of more than 2 GiB.
-pub fn with_values(model: &Model, untied: &[Untied], values: &BTreeMap<String, Tensor>) -> Result<ModelProto> {
+pub fn with_values(model: &Model, values: &BTreeMap<String, Tensor>) -> Result<ModelProto> {
+    let untied = &model.untied;
     let mut proto = model.proto.clone();
     let fill = |proto: &mut ModelProto| -> Result<()> {
         inline_data(proto, &model.path)?;
@@ -61,15 +61,15 @@ pub fn with_values(model: &Model, untied: &[Untied], values: &BTreeMap<String, T
     Ok(proto)
 }
 
-/// The untied parameters that need initializers of their own, with their values.
+/// The untied parameters that need initializers of their own, with their values: those that differ from what they were merged into.
 fn own_values<'a>(model: &Model, untied: &'a [Untied], values: &BTreeMap<String, Tensor>) -> Vec<(&'a Untied, Tensor)> {
-    let original = |u: &Untied| model.graph.find(&u.merged).and_then(|v| model.graph.tensor(v)).cloned();
-    let value = |u: &'a Untied| {
-        // Left out of training, it must not follow the initializer that it was merged into.
-        let kept = || values.contains_key(&u.merged).then(|| original(u)).flatten();
-        Some((u, values.get(&u.name).cloned().or_else(kept)?))
+    let original = |name: &str| model.graph.find(name).and_then(|v| model.graph.tensor(v));
+    let own = |u: &'a Untied| {
+        let own = values.get(&u.name).or_else(|| original(&u.name))?;
+        let merged = values.get(&u.merged).or_else(|| original(&u.merged))?;
+        (own != merged).then(|| (u, own.clone()))
     };
-    untied.iter().filter_map(value).collect()
+    untied.iter().filter_map(own).collect()
 }
 
 /// Gives every untied parameter an initializer, lets its reader read it, and removes the `Identity` nodes that only fed these
@@ -101,11 +101,11 @@ fn separate(graph: &mut GraphProto, own: &[(&Untied, Tensor)]) -> Result<()> {
         graph.node.iter().enumerate().filter_map(|(i, n)| Some((first(n)?, i))).collect();
     let formats: HashMap<String, i32> = graph.initializer.iter().map(|i| (i.name.clone(), i.data_type)).collect();
     for (place, tensor) in own {
-        let (reader, slot) = &place.reader;
-        let input = readers.get(reader).and_then(|i| graph.node[*i].input.get_mut(*slot));
-        let input =
-            input.ok_or_else(|| Error::new(format!("`{reader}`, which reads `{}`, is not in the file", place.name)))?;
-        input.clone_from(&place.name);
+        for (reader, slot) in &place.readers {
+            let input = readers.get(reader).and_then(|i| graph.node[*i].input.get_mut(*slot));
+            let lost = || Error::new(format!("`{reader}`, which reads `{}`, is not in the file", place.name));
+            input.ok_or_else(lost)?.clone_from(&place.name);
+        }
         let dtype = formats.get(&place.merged).copied().and_then(DType::from_onnx);
         graph.initializer.push(to_proto(&place.name, &cast(tensor, dtype.unwrap_or(tensor.dtype()))));
     }

@@ -2,7 +2,8 @@
 
 use super::attrs::to_attr;
 use super::external::DataFiles;
-use super::roles::{RoleReason, assign};
+use super::record::Record;
+use super::roles::{RoleReason, Untied, assign};
 use super::{artifacts, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
@@ -34,10 +35,12 @@ pub struct Model {
     pub path: PathBuf,
     /// The message as it was.
     pub proto: ModelProto,
-    /// The graph, not concretized yet.
+    /// The graph, not concretized yet, with what an exporter had merged told apart.
     pub graph: Graph,
     /// For every float constant, whether it is trained, and why.
     pub roles: Vec<RoleReason>,
+    /// The parameters and statistics that were merged into others.
+    pub untied: Vec<Untied>,
 }
 
 /// Reads an ONNX file.
@@ -69,9 +72,9 @@ pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
     set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
-    let roles = assign(&mut graph);
+    let (roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
     graph.check()?;
-    Ok(Model { path: path.to_owned(), proto, graph, roles })
+    Ok(Model { path: path.to_owned(), proto, graph, roles, untied })
 }
 
 fn folder_of(path: &Path) -> &Path {

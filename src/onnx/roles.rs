@@ -1,6 +1,13 @@
-//! Parameter or table? Decides, for every float constant of a file, whether it is trained.
+//! Parameter, statistic or table? Decides, for every use of every float constant of a file, whether it is trained.
+//!
+//! What counts is where a constant meets a value that depends on the model's inputs. On the way there it may be rearranged, normalised, cast,
+//! or combined with other constants: a weight that is standardised is a weight. Where that leaves a choice (a single number, a table, what comes before
+//! all weights), the record of the exporter, the name, the values and the position decide, in this order.
 
-use crate::ir::{Body, Graph, Node, NodeId, Source, Tensor, ValueId};
+use super::fixed::{is_bank, is_filter, is_formula, is_mask, is_unit_vector};
+use super::merged::{Merged, Site};
+use super::record::{Kind, Record};
+use crate::ir::{Attr, Body, DType, Graph, Node, NodeId, Source, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -26,23 +33,20 @@ pub struct RoleReason {
     pub reason: &'static str,
 }
 
-/// Operators that move elements without computing: a constant is what its far side is used as.
-const LAYOUT: &[&str] = &[
-    "Identity",
-    "Transpose",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-    "Cast",
-    "Expand",
-    "Slice",
-    "Split",
-    "Concat",
-    "Tile",
-    "Gather",
-    "Pad",
-];
+/// A parameter or statistic that got its own tensor; export gives it its own initializer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untied {
+    /// Name of the new parameter.
+    pub name: String,
+    /// Name of the initializer that it was merged into.
+    pub merged: String,
+    /// The places that read it: first output of the node and the input slot there.
+    pub readers: Vec<(String, usize)>,
+    /// Outputs of the `Identity` nodes between initializer and readers, outermost first.
+    pub through: Vec<String>,
+}
+
+type Decision = (Role, &'static str);
 
 /// Input slots that hold weights by the operator's own meaning.
 const WEIGHT_SLOTS: &[(&str, &[usize])] = &[
@@ -62,6 +66,7 @@ const WEIGHT_SLOTS: &[(&str, &[usize])] = &[
     ("LSTM", &[1, 2, 3, 5, 6, 7]),
     ("GRU", &[1, 2, 3, 5]),
     ("RNN", &[1, 2, 3, 5]),
+    ("CausalConvWithState", &[1, 2]),
 ];
 
 /// The same for operators of domain com.microsoft, which ONNX Runtime's optimizers leave in files.
@@ -81,132 +86,531 @@ const MICROSOFT_SLOTS: &[(&str, &[usize])] = &[
     ("SkipSimplifiedLayerNormalization", &[2, 3]),
 ];
 
-/// Elementwise operators whose constant operand may be a bias, a gain, a position table, or a mere number.
-const ELEMENTWISE: &[&str] = &["Add", "Sub", "Mul", "Div"];
+/// Operators through which no gradient flows, or whose output is a table whatever goes in.
+const ENDS: &[&str] = &[
+    "Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Sin", "Cos", "Floor", "Ceil", "Round",
+    "Sign", "NonZero", "ArgMax", "ArgMin", "Range", "ConstantOfShape", "QuantizeLinear", "IsNaN", "IsInf", "RandomUniformLike",
+    "RandomNormalLike", "Bernoulli", "EyeLike",
+];
 
-/// An additive mask holds values such as -1e4, -1e9 or -inf; no weight is that large.
-const MASK_MAGNITUDE: f64 = 5e3;
+/// Operators whose output stands for the shape of an input, not its values.
+const SHAPES: &[&str] = &["Shape", "Size"];
 
-/// Turns constants into parameters and statistics, and says why for every float constant.
-pub(super) fn assign(graph: &mut Graph) -> Vec<RoleReason> {
-    let from_input = before_any_weight(graph);
-    let readers = graph.readers();
-    let mut roles = Vec::new();
-    for value in graph.value_ids() {
-        let Some(tensor) = graph.constant(value).filter(|t| t.dtype().is_float()) else { continue };
-        let (role, reason) = decide(graph, &readers, &from_input, value, tensor);
-        roles.push(RoleReason { value, role, reason });
+/// Operators that move elements without computing.
+const LAYOUT: &[&str] = &[
+    "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand", "Slice", "Split", "Concat", "Tile", "Gather", "Pad",
+    "Where", "ScatterND", "ScatterElements",
+];
+
+/// Decides about every float constant, and gives the uses of a merged one tensors of their own. With the decisions comes what was untied.
+pub(super) fn assign(graph: &mut Graph, record: &Record) -> (Vec<RoleReason>, Vec<Untied>) {
+    let plan = {
+        let readers = graph.readers();
+        let merged = Merged::new(graph, record, &readers);
+        let rules = Rules::new(graph, record, &readers, graph.inputs.iter().copied());
+        let floats = graph.value_ids().filter(|v| graph.constant(*v).is_some_and(|t| t.dtype().is_float()));
+        floats.map(|v| (v, rules.decide(v, merged.groups(v)))).collect::<Vec<_>>()
+    };
+    let (mut roles, mut untied) = (Vec::new(), Vec::new());
+    for (value, groups) in plan {
+        apply(graph, record, value, groups, &mut roles, &mut untied);
     }
-    for r in &roles {
-        if let Some(tensor) = graph.constant(r.value).cloned() {
-            match r.role {
-                Role::Param => graph.set_source(r.value, Source::Param(tensor)),
-                Role::Stat => graph.set_source(r.value, Source::Stat(tensor)),
-                Role::Constant => {}
+    // What Identity nodes carried to places that now read their own tensor.
+    graph.remove_dead_nodes();
+    (roles, untied)
+}
+
+/// Gives a constant, or each of its uses where these differ, its role.
+fn apply(
+    graph: &mut Graph,
+    record: &Record,
+    value: ValueId,
+    groups: Vec<(Vec<Site>, Decision)>,
+    roles: &mut Vec<RoleReason>,
+    untied: &mut Vec<Untied>,
+) {
+    let Some(tensor) = graph.constant(value).cloned() else { return };
+    let source = |role: Role| match role {
+        Role::Param => Source::Param(tensor.clone()),
+        Role::Stat => Source::Stat(tensor.clone()),
+        Role::Constant => Source::Constant(tensor.clone()),
+    };
+    let unmoved = groups.iter().all(|(_, (role, _))| *role == Role::Constant);
+    // The place that reads the initializer itself keeps it.
+    let mut groups = groups;
+    groups.sort_by_key(|(sites, (role, _))| {
+        let name = sites.first().and_then(|s| module_name(graph, record, s));
+        let other = name.is_some_and(|n| n != graph[value].name);
+        (sites.iter().map(|s| s.through.len()).min(), *role == Role::Constant, other)
+    });
+    let mut groups = groups.into_iter();
+    let Some((sites, (role, reason))) = groups.next() else {
+        roles.push(RoleReason { value, role: Role::Constant, reason: "nothing that depends on the input reads it" });
+        return;
+    };
+    roles.push(RoleReason { value, role, reason });
+    if unmoved {
+        return;
+    }
+    graph.set_source(value, source(role));
+    for s in sites {
+        graph.nodes[s.node].inputs[s.slot] = Some(value);
+    }
+    for (sites, (role, reason)) in groups {
+        let Some(name) = own_name(graph, record, value, &sites) else { continue };
+        if let Some(taken) = graph.find(&name) {
+            graph.rename(taken, &format!("{name}/identity"));
+        }
+        let new = graph.add_value(&name, None, source(role));
+        let reader =
+            |s: &Site| graph.nodes[s.node].outputs.iter().flatten().next().map(|o| (graph[*o].name.clone(), s.slot));
+        let readers = sites.iter().filter_map(reader).collect();
+        let through = sites.first().map(|s| s.through.clone()).unwrap_or_default();
+        untied.push(Untied { name: graph[new].name.clone(), merged: graph[value].name.clone(), readers, through });
+        for s in &sites {
+            graph.nodes[s.node].inputs[s.slot] = Some(new);
+        }
+        roles.push(RoleReason { value: new, role, reason });
+    }
+}
+
+/// The name of a use that was merged: what an `Identity` or the module says it was; none where the file's own nodes do not read it.
+fn own_name(graph: &Graph, record: &Record, value: ValueId, sites: &[Site]) -> Option<String> {
+    let first_output = |s: &Site| graph.nodes[s.node].outputs.iter().flatten().next().map(|o| graph[*o].name.as_str());
+    if !sites.iter().all(|s| first_output(s).is_some_and(|o| record.makes(o))) {
+        return None;
+    }
+    let first = sites.first()?;
+    if let Some(name) = first.through.last() {
+        return Some(name.clone());
+    }
+    let free = |n: &String| graph.find(n).is_none();
+    let numbered = || format!("{}/{}", graph[value].name, graph.nodes[first.node].name);
+    Some(module_name(graph, record, first).filter(free).unwrap_or_else(numbered))
+}
+
+/// What the tensor read at a place is called in its module, as far as the operator tells.
+fn module_name(graph: &Graph, record: &Record, site: &Site) -> Option<String> {
+    let node = &graph.nodes[site.node];
+    let output = node.outputs.iter().flatten().next()?;
+    let module = record.module(&graph[*output].name).filter(|m| !m.is_empty())?;
+    let suffix = match (node.op.as_str(), site.slot) {
+        (op, 1) if op.ends_with("Normalization") => "weight",
+        (op, 2) if op.ends_with("Normalization") => "bias",
+        ("BatchNormalization", 3) => "running_mean",
+        ("BatchNormalization", 4) => "running_var",
+        ("Conv" | "ConvTranspose" | "Gemm", 1) => "weight",
+        ("Conv" | "ConvTranspose" | "Gemm", 2) => "bias",
+        _ => return None,
+    };
+    Some(format!("{module}.{suffix}"))
+}
+
+/// What the rules look at in one graph: the model's, or the body of a node.
+struct Rules<'a> {
+    graph: &'a Graph,
+    record: &'a Record,
+    readers: &'a HashMap<ValueId, Vec<NodeId>>,
+    /// Values that depend on the values of the inputs.
+    data: HashSet<ValueId>,
+    /// Those of them that no weight has met yet.
+    raw: HashSet<ValueId>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(
+        graph: &'a Graph,
+        record: &'a Record,
+        readers: &'a HashMap<ValueId, Vec<NodeId>>,
+        inputs: impl Iterator<Item = ValueId>,
+    ) -> Self {
+        let mut data: HashSet<ValueId> = inputs.collect();
+        for node in graph.nodes.iter().filter(|n| !SHAPES.iter().any(|op| n.is(op))) {
+            if node.inputs.iter().flatten().any(|v| data.contains(v)) {
+                data.extend(node.outputs.iter().flatten());
             }
         }
+        let mut rules = Self { graph, record, readers, data, raw: HashSet::new() };
+        rules.raw = rules.before_weights();
+        rules
     }
-    roles
+
+    /// The data that no weight has met: computed from inputs by operators without weights, and filters of a preprocessing.
+    fn before_weights(&self) -> HashSet<ValueId> {
+        let mut raw: HashSet<ValueId> = self.graph.inputs.iter().copied().filter(|v| self.data.contains(v)).collect();
+        for node in &self.graph.nodes {
+            let mut read = node.inputs.iter().flatten().filter(|v| self.data.contains(v)).peekable();
+            let weight = |slot: usize| {
+                let stored = node.input(slot).and_then(|v| self.stored(v));
+                let own = stored.is_some_and(|t| t.dtype().is_float() && !(is_bank(t) || is_formula(t) || is_filter(t)));
+                own && (weight_slot(node, slot) || node.is("Gather"))
+            };
+            let meets = (0..node.inputs.len()).any(weight) || node.bodies().next().is_some();
+            if read.peek().is_some() && read.all(|v| raw.contains(v)) && !meets {
+                raw.extend(node.outputs.iter().flatten());
+            }
+        }
+        raw
+    }
+
+    /// The stored tensor that a value is, or is rearranged from.
+    fn stored(&self, v: ValueId) -> Option<&Tensor> {
+        self.graph.tensor(v).or_else(|| {
+            let node = self.graph.nodes.iter().find(|n| n.outputs.contains(&Some(v)))?;
+            if !LAYOUT.iter().any(|op| node.is(op)) || self.data.contains(&v) {
+                return None;
+            }
+            self.stored(node.input(0)?)
+        })
+    }
+
+    /// The role of each group of places that read one parameter.
+    fn decide(&self, value: ValueId, groups: Vec<Vec<Site>>) -> Vec<(Vec<Site>, Decision)> {
+        // Of a number that several places read without a name of their own, nothing says that it is learned.
+        let carried = groups.iter().flatten().any(|s| !s.through.is_empty());
+        let alone = groups.len() == 1 || carried || self.record.kind(&self.graph[value].name) == Some(Kind::Parameter);
+        let merged = groups.len() > 1;
+        let decide = |sites: Vec<Site>| {
+            let name = sites.first().and_then(|s| s.through.last()).unwrap_or(&self.graph[value].name);
+            let decision = self.decide_group(value, name, &sites, (merged, alone));
+            (sites, decision)
+        };
+        groups.into_iter().map(decide).collect()
+    }
+
+    fn decide_group(&self, value: ValueId, name: &str, sites: &[Site], (merged, alone): (bool, bool)) -> Decision {
+        let Some(tensor) = self.graph.constant(value) else { return (Role::Constant, "it is computed") };
+        // What is recorded of a merged tensor is true of one of its uses only.
+        let kind = if merged { None } else { self.record.kind(name) };
+        let named = self.record.is_named(name);
+        let of = Of { tensor, name, named, kind, alone };
+        let uses: Vec<Use> = sites.iter().flat_map(|s| self.uses(s)).collect();
+        let decisions: Vec<Decision> = uses.iter().map(|u| self.decide_use(&of, u)).collect();
+        let Some(first) = decisions.first() else { return (Role::Constant, "nothing that depends on the input reads it") };
+        if decisions.iter().all(|(role, _)| *role == Role::Stat) {
+            return *first;
+        }
+        match decisions.iter().find(|(role, _)| *role == Role::Param) {
+            Some(_) if kind == Some(Kind::Buffer) => (Role::Constant, "the exporter recorded it as a buffer"),
+            Some((_, _)) if kind == Some(Kind::Parameter) => (Role::Param, "the exporter recorded it as a parameter"),
+            Some(decision) => *decision,
+            None if kind == Some(Kind::Parameter) && decisions.iter().any(|d| d.1 != TABLE_OF_SINES) => {
+                (Role::Param, "the exporter recorded it as a parameter")
+            }
+            None => decisions.iter().copied().find(|(role, _)| *role == Role::Constant).unwrap_or(*first),
+        }
+    }
+
+    /// Where what is read at a place meets data, seen through nodes that compute with constants alone.
+    fn uses(&self, site: &Site) -> Vec<Use> {
+        let mut found = Vec::new();
+        let mut todo = vec![(site.node, site.slot, Vec::new())];
+        let mut seen = HashSet::new();
+        while let Some((n, slot, way)) = todo.pop() {
+            if !seen.insert((n, slot)) {
+                continue;
+            }
+            let node = &self.graph.nodes[n];
+            let meets = node.inputs.iter().flatten().any(|v| self.data.contains(v));
+            let ends = ENDS.iter().any(|op| node.is(op)) || casts_to_integers(node);
+            if meets || ends || node.bodies().next().is_some() {
+                found.push(Use { node: n, slot, way });
+                continue;
+            }
+            let way = [way, vec![(n, slot)]].concat();
+            for out in node.outputs.iter().flatten() {
+                for reader in self.readers.get(out).into_iter().flatten() {
+                    let node = &self.graph.nodes[*reader];
+                    let slots = (0..node.inputs.len()).filter(|s| node.input(*s) == Some(*out));
+                    todo.extend(slots.map(|s| (*reader, s, way.clone())));
+                }
+            }
+        }
+        found
+    }
+
+    fn decide_use(&self, of: &Of, used: &Use) -> Decision {
+        if let Some(reason) = used.way.iter().find_map(|(n, slot)| self.is_aside(of, &self.graph.nodes[*n], *slot)) {
+            return (Role::Constant, reason);
+        }
+        let (node, slot) = (&self.graph.nodes[used.node], used.slot);
+        if ["Sin", "Cos"].iter().any(|op| node.is(op)) {
+            return (Role::Constant, TABLE_OF_SINES);
+        }
+        if let Some(decision) = self.inside(of, node, slot) {
+            return decision;
+        }
+        if ENDS.iter().any(|op| node.is(op)) || casts_to_integers(node) {
+            return (Role::Constant, "no gradient flows through what reads it");
+        }
+        if node.is("BatchNormalization") && slot >= 3 {
+            let own = used.way.iter().all(|(n, _)| LAYOUT.iter().any(|op| self.graph.nodes[*n].is(op)));
+            return if own { (Role::Stat, "running statistic") } else { (Role::Constant, "part of a running statistic") };
+        }
+        if weight_slot(node, slot) {
+            return self.decide_weight(of, node, slot);
+        }
+        let decide = match node.op.as_str() {
+            _ if !node.domain.is_empty() => None,
+            "Add" | "Sub" | "Mul" | "Div" | "Pow" => Some(self.decide_elementwise(of, node, slot)),
+            "Gather" | "GatherND" | "GatherElements" if slot == 0 => Some(decide_table(of)),
+            op if LAYOUT.contains(&op) => Some(self.decide_content(of, node, slot)),
+            "Max" | "Min" | "Clip" => None,
+            "DequantizeLinear" => Some((Role::Constant, "scale of quantized values")),
+            "STFT" | "DFT" => Some((Role::Constant, "window of a transform")),
+            _ => None,
+        };
+        decide.unwrap_or((Role::Constant, "no operator uses it as a weight"))
+    }
+
+    /// Why a constant that meets other constants is not what is trained there.
+    fn is_aside(&self, of: &Of, node: &Node, slot: usize) -> Option<&'static str> {
+        let generated = !of.named;
+        let neutral = |v: f64| of.tensor.uniform() == Some(v);
+        match node.op.as_str() {
+            "BatchNormalization" if slot >= 3 => Some("statistic of a weight's standardisation"),
+            op if op.ends_with("Normalization") && slot >= 1 => {
+                let own = generated && (neutral(1.0) || neutral(0.0)) || self.is_placeholder(of, node, slot);
+                own.then_some("the exporter's own, for a normalization without gain and bias")
+            }
+            "Add" | "Sub" | "Mul" | "Div" | "Pow" => {
+                let number = of.tensor.len() == 1 && (generated || self.is_number(of, node, slot));
+                let exporters = generated && of.tensor.len() > 1 && (neutral(0.0) || neutral(1.0));
+                (number || exporters).then_some("a number that weights are computed with")
+            }
+            "MatMul" | "Gemm" | "Einsum" if is_unit_vector(of.tensor) => Some("vector of a power iteration"),
+            "Max" | "Min" | "Clip" if slot > 0 || of.tensor.len() == 1 => Some("a bound"),
+            "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" if slot > 0 => Some("axes"),
+            "DequantizeLinear" if slot > 0 => Some("scale of quantized values"),
+            _ => None,
+        }
+    }
+
+    /// Ones or zeros that a merged tensor gives to a normalization of a weight, which needs some.
+    fn is_placeholder(&self, of: &Of, node: &Node, slot: usize) -> bool {
+        let weights = node.input(0).is_some_and(|x| !self.data.contains(&x));
+        let value = if slot == 1 { 1.0 } else { 0.0 };
+        weights && !of.alone && of.tensor.uniform() == Some(value)
+    }
+
+    fn decide_weight(&self, of: &Of, node: &Node, slot: usize) -> Decision {
+        let uniform = of.tensor.uniform();
+        let neutral = uniform == Some(if slot == 1 { 1.0 } else { 0.0 });
+        if node.op.ends_with("Normalization") {
+            return if neutral && !of.named && of.alone {
+                (Role::Constant, "the exporter's own, for a normalization without gain and bias")
+            } else {
+                (Role::Param, "weight of an operator")
+            };
+        }
+        let initial = ["LSTM", "GRU", "RNN"].iter().any(|op| node.is(op)) && (5..=6).contains(&slot);
+        if initial && uniform == Some(0.0) && !of.named {
+            return (Role::Constant, "initial state of zeros");
+        }
+        let raw = (0..node.inputs.len()).filter(|s| *s != slot).filter_map(|s| node.input(s)).any(|v| self.raw.contains(&v));
+        let matrix = ["MatMul", "Gemm", "Einsum", "Conv", "FusedMatMul"].contains(&node.op.as_str()) && of.tensor.len() > 1;
+        if matrix && of.kind.is_none() {
+            if node.op == "Conv" && slot == 1 && is_filter(of.tensor) {
+                return (Role::Constant, "one fixed filter for all channels");
+            }
+            if raw && slot != 2 && (is_bank(of.tensor) && !of.is_weight_name() || is_formula(of.tensor)) {
+                return (Role::Constant, "filters of the preprocessing");
+            }
+            if is_mask(of.tensor) && !of.named {
+                return (Role::Constant, "a selection of elements");
+            }
+        }
+        (Role::Param, "weight of an operator")
+    }
+
+    fn decide_elementwise(&self, of: &Of, node: &Node, slot: usize) -> Decision {
+        let tensor = of.tensor;
+        let other = node.input(1 - slot.min(1));
+        let raw = other.is_some_and(|o| self.raw.contains(&o));
+        if tensor.len() == 1 && (!of.named || self.is_number(of, node, slot)) {
+            return (Role::Constant, "a single number");
+        }
+        if is_mask(tensor) {
+            return (Role::Constant, "values of a mask");
+        }
+        if of.kind.is_none() && raw && self.scales_input(of, node, slot) {
+            return (Role::Constant, "normalizes the input");
+        }
+        if of.kind.is_none() && (is_formula(tensor) || of.is_table_name() || self.is_rotary(tensor, node)) {
+            return (Role::Constant, "a table of positions or the like");
+        }
+        let neutral = if matches!(node.op.as_str(), "Add" | "Sub") { 0.0 } else { 1.0 };
+        if !of.named && of.alone && tensor.uniform() == Some(neutral) {
+            return (Role::Constant, "changes nothing");
+        }
+        let reason = if tensor.len() == 1 { "a number with a name: a gate, a scale or a temperature" } else { "bias, gain or position table" };
+        (Role::Param, reason)
+    }
+
+    /// Whether a named number is nevertheless part of a formula.
+    fn is_number(&self, of: &Of, node: &Node, slot: usize) -> bool {
+        if of.kind == Some(Kind::Parameter) {
+            return false;
+        }
+        let value = of.tensor.uniform().unwrap_or_default();
+        let epsilon = matches!(node.op.as_str(), "Add" | "Sub") && value != 0.0 && value.abs() <= 1e-3;
+        let complement = node.is("Sub") && slot == 0 && value == 1.0;
+        let squares = node.is("Pow") && slot == 1 && (value == 2.0 || value == 0.5);
+        let raw = node.input(1 - slot.min(1)).is_some_and(|o| self.raw.contains(&o));
+        // A learned number has one place, or the same in each application of its layer.
+        !of.alone || epsilon || complement || squares || raw || of.is_number_name()
+    }
+
+    /// Whether a constant next to an input scales it: any difference or quotient, and few numbers or one for each feature otherwise.
+    fn scales_input(&self, of: &Of, node: &Node, slot: usize) -> bool {
+        let long = of.tensor.shape().iter().filter(|d| **d > 1).count();
+        let scaler = matches!(node.op.as_str(), "Sub" | "Div") && slot == 1;
+        of.tensor.len() <= 4 || scaler && !of.is_weight_name() || long <= 1 && of.is_scaler_name()
+    }
+
+    /// Whether another constant beside this one completes its squares to one: a cosine for a sine.
+    fn is_rotary(&self, tensor: &Tensor, node: &Node) -> bool {
+        if !node.is("Mul") || tensor.len() < 8 || tensor.any(|v| v.abs() > 1.0 + 1e-4) {
+            return false;
+        }
+        let values = tensor.to_f64();
+        let completes = |v: ValueId| {
+            let other = self.graph.tensor(v).filter(|t| t.shape() == tensor.shape() && t.dtype().is_float());
+            other.is_some_and(|t| t.to_f64().iter().zip(&values).all(|(a, b)| (a * a + b * b - 1.0).abs() < 1e-3))
+        };
+        self.graph.value_ids().any(completes)
+    }
+
+    /// A constant that becomes part of the data: a class token, padding, a mask.
+    fn decide_content(&self, of: &Of, node: &Node, slot: usize) -> Decision {
+        let content = match node.op.as_str() {
+            "Concat" => true,
+            "Where" => slot > 0,
+            "ScatterND" | "ScatterElements" => slot != 1,
+            _ => slot == 0,
+        };
+        let learned = content && of.tensor.len() > 1 && of.kind != Some(Kind::Buffer);
+        let plain = of.tensor.uniform().is_some() && !of.named || is_mask(of.tensor) || is_formula(of.tensor) || of.is_table_name();
+        if learned && (of.kind == Some(Kind::Parameter) || !plain) {
+            return (Role::Param, "token that is put beside the data");
+        }
+        (Role::Constant, "filling or table beside the data")
+    }
+
+    /// The use in the body of control flow, if the node has one.
+    fn inside(&self, of: &Of, node: &Node, slot: usize) -> Option<Decision> {
+        let mut decisions = node.bodies().filter_map(|body| {
+            let own = body.graph.inputs.len() - body.captured;
+            let place = (slot + body.captured).checked_sub(node.inputs.len()).map(|i| own + i);
+            // The inputs of a loop before these are its number of iterations and condition; of a scan there are none.
+            let place = place.or_else(|| (!node.is("If")).then_some(slot).filter(|i| *i < own))?;
+            let value = *body.graph.inputs.get(place)?;
+            Some(self.in_body(of, node, body, value))
+        });
+        let first = decisions.next()?;
+        let rest: Vec<Decision> = decisions.collect();
+        Some(if first.0 == Role::Param { first } else { rest.into_iter().find(|d| d.0 == Role::Param).unwrap_or(first) })
+    }
+
+    fn in_body(&self, of: &Of, node: &Node, body: &Arc<Body>, value: ValueId) -> Decision {
+        let graph = &body.graph;
+        let own = graph.inputs.len() - body.captured;
+        let depends = |(i, v): (usize, &ValueId)| {
+            let outer = (i >= own).then(|| node.input(node.inputs.len() - body.captured + i - own)).flatten();
+            (*v != value && outer.is_none_or(|o| self.data.contains(&o))).then_some(*v)
+        };
+        let inputs: Vec<ValueId> = graph.inputs.iter().enumerate().filter_map(depends).collect();
+        let readers = graph.readers();
+        let mut rules = Rules::new(graph, self.record, &readers, inputs.into_iter());
+        rules.raw.clear();
+        let merged = Merged::new(graph, self.record, &readers);
+        let uses: Vec<Use> = merged.sites(value).iter().flat_map(|s| rules.uses(s)).collect();
+        let decisions: Vec<Decision> = uses.iter().map(|u| rules.decide_use(of, u)).collect();
+        let param = decisions.iter().find(|d| d.0 == Role::Param).or(decisions.first()).copied();
+        param.unwrap_or((Role::Constant, "nothing in the body reads it"))
+    }
 }
 
-fn decide(
-    graph: &Graph,
-    readers: &HashMap<ValueId, Vec<NodeId>>,
-    from_input: &HashSet<ValueId>,
-    value: ValueId,
-    tensor: &Tensor,
-) -> (Role, &'static str) {
-    let uses = uses(graph, readers, value);
-    if uses.is_empty() {
-        return (Role::Constant, "nothing reads it");
+const TABLE_OF_SINES: &str = "frequencies of a table of sines";
+
+/// A constant to decide about.
+struct Of<'a> {
+    tensor: &'a Tensor,
+    name: &'a str,
+    /// Whether a person chose the name.
+    named: bool,
+    /// What the exporter recorded.
+    kind: Option<Kind>,
+    /// Whether nothing says that the tensor is several things at once.
+    alone: bool,
+}
+
+impl Of<'_> {
+    fn has_word(&self, words: &[&str]) -> bool {
+        let lower = self.name.to_lowercase();
+        let parts = lower.split(|c: char| !c.is_ascii_alphabetic()).filter(|p| !p.is_empty());
+        parts.into_iter().any(|p| words.contains(&p))
     }
-    let is = |node: NodeId, op: &str| graph.nodes[node].is(op);
-    if uses.iter().all(|(n, slot)| is(*n, "BatchNormalization") && *slot >= 3) {
-        return (Role::Stat, "running statistic");
+
+    /// The last part of the name is that of a parameter in every framework.
+    fn is_weight_name(&self) -> bool {
+        let last = self.name.trim_end_matches(":0").rsplit(['.', '/']).next().unwrap_or_default().to_lowercase();
+        let words = ["weight", "bias", "gamma", "beta", "kernel", "alpha", "w", "b", "readvariableop"];
+        words.contains(&last.as_str()) || ["weight", "bias", "kernel"].iter().any(|w| last.ends_with(w))
     }
-    if uses.iter().any(|(n, slot)| weight_slot(&graph.nodes[*n], *slot)) {
-        return (Role::Param, "weight of an operator");
+
+    fn is_number_name(&self) -> bool {
+        self.has_word(&[
+            "one", "ones", "zero", "zeros", "two", "three", "six", "half", "eps", "epsilon", "pi", "sqrt", "inf", "min", "max", "const", "constant", "cst",
+            "exponent", "power", "minus", "neg", "inv", "ratio", "keep", "prob", "num", "lo", "hi", "lower", "upper", "limit", "dim", "number", "literal",
+        ])
     }
-    if tensor.len() == 1 {
+
+    fn is_scaler_name(&self) -> bool {
+        self.has_word(&["mean", "std", "var", "scale", "offset", "shift", "norm", "normalize", "scaler", "min", "max", "mul", "sub", "div", "add"])
+            && !self.is_weight_name()
+    }
+
+    fn is_table_name(&self) -> bool {
+        self.has_word(&[
+            "mean", "std", "sin", "cos", "sinusoid", "sinusoidal", "freq", "freqs", "mask", "window", "pe", "grid", "anchor", "anchors", "filt", "blur", "fb", "mel", "stft", "dft",
+            "rope", "rotary", "slopes",
+        ]) && !self.is_weight_name()
+    }
+}
+
+/// A place where a constant, or what is computed from it alone, meets data.
+struct Use {
+    node: NodeId,
+    slot: usize,
+    /// The nodes on the way, with the input by which they are entered.
+    way: Vec<(NodeId, usize)>,
+}
+
+fn decide_table(of: &Of) -> Decision {
+    if of.kind.is_none() && (is_formula(of.tensor) || is_mask(of.tensor) && !of.named || of.is_table_name()) {
+        return (Role::Constant, "a table of positions or the like");
+    }
+    if of.tensor.len() == 1 {
         return (Role::Constant, "a single number");
     }
-    if tensor.any(|v| !v.is_finite() || v.abs() > MASK_MAGNITUDE) {
-        return (Role::Constant, "values of a mask");
-    }
-    let elementwise = |(n, _): &(NodeId, usize)| ELEMENTWISE.iter().any(|op| is(*n, op));
-    if uses.iter().any(elementwise) {
-        let beside_input = |(n, slot): &(NodeId, usize)| {
-            graph.nodes[*n].input(1 - slot.min(&1)).is_some_and(|o| from_input.contains(&o))
-        };
-        return if tensor.len() <= 4 && uses.iter().all(beside_input) {
-            (Role::Constant, "normalizes the input")
-        } else {
-            (Role::Param, "bias, gain or position table")
-        };
-    }
-    let table = |v: &ValueId| {
-        readers.get(v).is_some_and(|r| r.iter().any(|n| is(*n, "Gather") && graph.nodes[*n].input(0) == Some(*v)))
-    };
-    if table(&value) {
-        return (Role::Param, "embedding table");
-    }
-    (Role::Constant, "no operator uses it as a weight")
+    (Role::Param, "embedding table")
 }
 
-/// Whether input `slot` of a node is a weight by the operator's own meaning; in the body of control flow, too.
+fn casts_to_integers(node: &Node) -> bool {
+    let to = match node.attrs.get("to") {
+        Some(Attr::Int(to)) => i32::try_from(*to).ok().and_then(DType::from_onnx),
+        _ => None,
+    };
+    node.is("Cast") && to.is_some_and(|d| !d.is_float())
+}
+
+/// Whether input `slot` of a node is a weight by the operator's own meaning.
 fn weight_slot(node: &Node, slot: usize) -> bool {
-    let known = |(op, slots): &(&str, &[usize])| node.op == *op && slots.contains(&slot);
     let table = match node.domain.as_str() {
         "" => WEIGHT_SLOTS,
         "com.microsoft" => MICROSOFT_SLOTS,
         _ => &[],
     };
-    let inside = |body: &Arc<Body>| {
-        let formal = body.graph.inputs.len() - body.captured;
-        let captured = (slot + body.captured).checked_sub(node.inputs.len());
-        let v = captured.and_then(|i| body.graph.inputs.get(formal + i));
-        let readers = body.graph.readers();
-        let uses = v.map(|v| uses(&body.graph, &readers, *v)).unwrap_or_default();
-        uses.iter().any(|(n, slot)| weight_slot(&body.graph.nodes[*n], *slot))
-    };
-    table.iter().any(known) || node.bodies().any(inside)
-}
-
-/// The (node, slot) pairs that compute with a constant, seen through layout operators.
-fn uses(graph: &Graph, readers: &HashMap<ValueId, Vec<NodeId>>, value: ValueId) -> Vec<(NodeId, usize)> {
-    let mut found = Vec::new();
-    let mut todo = vec![value];
-    let mut seen = HashSet::new();
-    while let Some(v) = todo.pop() {
-        if !seen.insert(v) {
-            continue;
-        }
-        for n in readers.get(&v).into_iter().flatten() {
-            let node = &graph.nodes[*n];
-            for slot in (0..node.inputs.len()).filter(|s| node.input(*s) == Some(v)) {
-                let moves =
-                    node.domain.is_empty() && LAYOUT.contains(&node.op.as_str()) && (slot == 0 || node.op == "Concat");
-                if moves {
-                    todo.extend(node.outputs.iter().flatten());
-                } else {
-                    found.push((*n, slot));
-                }
-            }
-        }
-    }
-    found
-}
-
-/// Values computed from the graph's inputs by elementwise and layout operators alone.
-fn before_any_weight(graph: &Graph) -> HashSet<ValueId> {
-    let mut set: HashSet<ValueId> = graph.inputs.iter().copied().collect();
-    for node in &graph.nodes {
-        let simple =
-            node.domain.is_empty() && (LAYOUT.contains(&node.op.as_str()) || ELEMENTWISE.contains(&node.op.as_str()));
-        let computed = |v: &ValueId| graph.constant(*v).is_none();
-        if simple && node.inputs.iter().flatten().filter(|v| computed(v)).all(|v| set.contains(v)) {
-            set.extend(node.outputs.iter().flatten());
-        }
-    }
-    set
+    table.iter().any(|(op, slots)| node.op == *op && slots.contains(&slot))
 }

@@ -4,7 +4,7 @@ mod figures;
 
 pub use figures::figures;
 
-use crate::adapt::{Mode, untie};
+use crate::adapt::Mode;
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, ShortBatch};
 use crate::engine::Evaluation;
 use crate::engine::program::{scale_by_filters, split};
@@ -146,8 +146,7 @@ pub fn sharpness(
     note: &mut dyn FnMut(&str),
 ) -> Result<Sharpness> {
     let imported = import(model)?;
-    let mut graph = imported.graph.clone();
-    untie(&mut graph, &imported);
+    let graph = &imported.graph;
     let load = |set: Dataset, inputs, normalization| {
         let set = set.sample(probe.samples.min(set.len()), probe.seed)?;
         let options =
@@ -155,7 +154,7 @@ pub fn sharpness(
         Loader::new(Arc::new(set), inputs, normalization, options)
     };
     let (prepared, loader, names) =
-        open_split(engine, &graph, recipe, &probe.split, note, load).map_err(|e| e.in_file(model))?;
+        open_split(engine, graph, recipe, &probe.split, note, load).map_err(|e| e.in_file(model))?;
     let classes = names.len();
     let step = StepOptions { micro_batch: None, seed: probe.seed, ..settings(&recipe.step) };
     let options =

@@ -41,7 +41,10 @@ const SETTINGS: &[(&str, &[usize])] =
 /// The model's graph with every float initializer a parameter, whatever training would take it for.
 pub fn with_all_initializers(model: &Model) -> Graph {
     let mut graph = model.graph.clone();
-    let initializers: HashSet<&str> = model.proto.graph.initializer.iter().map(|i| i.name.as_str()).collect();
+    let mut initializers: HashSet<&str> = model.proto.graph.initializer.iter().map(|i| i.name.as_str()).collect();
+    let untied = model.untied.iter().filter(|u| initializers.contains(u.merged.as_str()));
+    let untied: Vec<&str> = untied.map(|u| u.name.as_str()).collect();
+    initializers.extend(untied);
     let setting = |v: ValueId| {
         graph.nodes.iter().any(|n| {
             let slots = SETTINGS.iter().find(|(op, _)| n.is(op)).map_or(&[][..], |(_, s)| s);

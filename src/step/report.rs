@@ -3,7 +3,7 @@
 use super::cost::{Cost, cost};
 use super::placement::{Fallback, for_cuda, off_cuda};
 use super::{Ends, Prepared, Preset, StepOptions, build, prepare};
-use crate::adapt::{Untied, find_logits, untie};
+use crate::adapt::find_logits;
 use crate::autodiff::{lower, table};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Declared, Dim, Graph, Node, Source, Value, ValueId};
@@ -173,7 +173,6 @@ pub struct Inspection<'a> {
     model: &'a Model,
     /// Concretized where that was possible, else as imported.
     pub graph: Graph,
-    untied: Vec<Untied>,
     prepared: Option<Prepared>,
     batch: usize,
     failure: Option<Error>,
@@ -182,13 +181,12 @@ pub struct Inspection<'a> {
 impl<'a> Inspection<'a> {
     /// Unties and concretizes the model; a failure becomes a problem of the report.
     pub fn new(model: &'a Model, sizes: &Sizes, run: Result<&dyn Evaluator>) -> Self {
-        let mut graph = model.graph.clone();
-        let untied = untie(&mut graph, model);
+        let graph = model.graph.clone();
         let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, Ends::default(), run)) {
             Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
             Err(e) => (graph, None, Some(e)),
         };
-        Self { model, graph, untied, prepared, batch: sizes.batch, failure }
+        Self { model, graph, prepared, batch: sizes.batch, failure }
     }
 
     /// The report.
@@ -216,6 +214,7 @@ impl<'a> Inspection<'a> {
             operators: self.operators(),
             normalization: normalization(&self.model.graph),
             merged: self
+                .model
                 .untied
                 .iter()
                 .map(|u| Merged { name: u.name.clone(), initializer: u.merged.clone() })
@@ -303,7 +302,7 @@ impl<'a> Inspection<'a> {
     fn tensors(&self, reached: Option<HashSet<&str>>) -> Vec<Tensor> {
         let reasons: HashMap<ValueId, (Role, &str)> =
             self.model.roles.iter().map(|r| (r.value, (r.role, r.reason))).collect();
-        let merged: HashMap<&str, &str> = self.untied.iter().map(|u| (u.name.as_str(), u.merged.as_str())).collect();
+        let merged: HashMap<&str, &str> = self.model.untied.iter().map(|u| (u.name.as_str(), u.merged.as_str())).collect();
         let read = self.graph.readers();
         let stored = self.model.proto.graph.initializer.iter();
         let stored: HashMap<&str, DType> =

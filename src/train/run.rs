@@ -7,7 +7,7 @@ use super::log::{EpochReport, Log, StepReport, Summary};
 use super::metrics::Metric;
 use super::recipe::Recipe;
 use super::schedule::Unit;
-use crate::adapt::{Untied, append_head, freeze, replace_head, untie};
+use crate::adapt::{append_head, freeze, replace_head};
 use crate::data::Spec;
 use crate::engine::program::State;
 use crate::engine::{Engine, Evaluation, Losses, Program};
@@ -62,7 +62,6 @@ pub fn train(
     splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&model.graph, &splits.train, recipe.batch_size);
     let mut graph = with_head(&mut model, &mut recipe, &sizes, engine, observer).map_err(|e| e.in_file(&model.path))?;
-    let untied = untie(&mut graph, &model);
     freeze(&mut graph, &recipe.parameters)?;
     let prepared = at_length(&recipe, &sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine))
         .map_err(|e| e.in_file(&model.path))?;
@@ -191,7 +190,7 @@ pub fn train(
             let folder = out.join("epochs");
             std::fs::create_dir_all(&folder).file(&folder)?;
             let file = folder.join(format!("{:04}.onnx", position.epoch));
-            save(&exported(&model, &untied, &stages, &program.state()?)?, &file)?;
+            save(&exported(&model, &stages, &program.state()?)?, &file)?;
         }
         position.batch = 0;
         position.sums = [0.0; 3];
@@ -199,13 +198,13 @@ pub fn train(
     }
     let seconds = started.elapsed().as_secs_f64();
     let last = program.state()?;
-    save(&exported(&model, &untied, &stages, &last)?, &out.join("last.onnx"))?;
+    save(&exported(&model, &stages, &last)?, &out.join("last.onnx"))?;
     if let Some(best) = &best {
         let state = State { params: best.params.clone(), stats: best.stats.clone(), ..last.clone() };
         program.restore(&state)?;
-        save(&exported(&model, &untied, &stages, &state)?, &out.join("model.onnx"))?;
+        save(&exported(&model, &stages, &state)?, &out.join("model.onnx"))?;
     } else {
-        save(&exported(&model, &untied, &stages, &last)?, &out.join("model.onnx"))?;
+        save(&exported(&model, &stages, &last)?, &out.join("model.onnx"))?;
     }
     let test = match &data.test {
         Some(test) => Some(measure(test, stages.classes, |b| program.evaluate(&mut evaluation, b))?),
@@ -277,7 +276,7 @@ fn with_head(
                     observer.note(&format!("the head was replaced by one of {classes} classes"));
                     let head = graph.params().into_iter().filter(|v| graph.tensor(*v) != model.graph.tensor(*v));
                     let head = head.filter_map(|v| Some((graph[v].name.clone(), graph.tensor(v)?.clone()))).collect();
-                    *model = from_proto(&model.path, with_values(model, &[], &head)?)?;
+                    *model = from_proto(&model.path, with_values(model, &head)?)?;
                 }
                 return Ok(model.graph.clone());
             }
@@ -300,18 +299,16 @@ fn with_head(
 
 /// The model with fresh parameters and running statistics in its file, so that what is not trained is exported as it was used.
 fn afresh(model: &Model, seed: u64) -> Result<Model> {
-    let mut graph = model.graph.clone();
-    let untied = untie(&mut graph, model);
-    from_proto(&model.path, with_values(model, &untied, &fresh(&graph, seed))?)
+    from_proto(&model.path, with_values(model, &fresh(&model.graph, seed))?)
 }
 
 /// The user's file with the weights of `state`.
-fn exported(model: &Model, untied: &[Untied], stages: &Stages, state: &State) -> Result<onnx_protobuf::ModelProto> {
+fn exported(model: &Model, stages: &Stages, state: &State) -> Result<onnx_protobuf::ModelProto> {
     let mut values = BTreeMap::new();
     let shapes = stages.params.iter().map(|p| (&p.name, &p.shape)).zip(&state.params);
     let stats = stages.stats.iter().map(|s| (&s.slot.name, &s.slot.shape)).zip(&state.stats);
     for ((name, shape), data) in shapes.chain(stats) {
         values.insert(name.clone(), Tensor::new(shape, data)?);
     }
-    export(model, untied, &values)
+    export(model, &values)
 }

@@ -1,0 +1,157 @@
+//! What an exporter recorded about the tensors and nodes of a file, beside the graph itself.
+//!
+//! PyTorch's dynamo exporter says of every initializer whether it was a parameter or a buffer, which tensors a folded one was made of, and in
+//! which module a node lies. The TorchScript exporter puts the module into the node's name. Other exporters say none of this.
+
+use onnx_protobuf::{GraphProto, NodeProto, StringStringEntryProto};
+use std::collections::{HashMap, HashSet};
+
+/// What a tensor was in the program that was exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A trained parameter.
+    Parameter,
+    /// A buffer or a constant: saved with the weights, but not trained.
+    Buffer,
+}
+
+/// The record of one file.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    kinds: HashMap<String, Kind>,
+    folded: HashMap<String, Vec<String>>,
+    modules: HashMap<String, String>,
+    /// Names of initializers, and of what `Identity` nodes make of them.
+    initializers: HashSet<String>,
+    outputs: HashSet<String>,
+}
+
+impl Record {
+    /// Reads the metadata of a file's graph.
+    pub(super) fn new(graph: &GraphProto) -> Self {
+        let mut record = Self::default();
+        let stored = graph.initializer.iter().map(|t| (&t.name, &t.metadata_props));
+        let values = graph.value_info.iter().map(|v| (&v.name, &v.metadata_props));
+        for (name, props) in stored.chain(values) {
+            let kind = match entry(props, "pkg.torch.export.graph_signature.InputSpec.kind") {
+                Some("PARAMETER") => Some(Kind::Parameter),
+                Some("BUFFER" | "CONSTANT_TENSOR") => Some(Kind::Buffer),
+                _ => None,
+            };
+            if let Some(kind) = kind {
+                record.kinds.insert(name.clone(), kind);
+            }
+            if let Some(names) = entry(props, "pkg.onnxscript.optimizer.folded_from") {
+                record.folded.insert(name.clone(), strings(names));
+            }
+        }
+        record.initializers.extend(graph.initializer.iter().map(|t| t.name.clone()));
+        record.initializers.extend(graph.sparse_initializer.iter().map(|t| t.values.name.clone()));
+        for node in &graph.node {
+            if node.op_type == "Identity" {
+                record.initializers.extend(node.output.iter().cloned());
+            }
+            record.outputs.extend(node.output.iter().cloned());
+            if let (Some(module), Some(first)) = (module(node), node.output.first()) {
+                record.modules.insert(first.clone(), module);
+            }
+        }
+        record
+    }
+
+    /// What the exporter says that the tensor `name` is.
+    pub(super) fn kind(&self, name: &str) -> Option<Kind> {
+        let folded = || {
+            let [source] = self.folded.get(name)?.as_slice() else { return None };
+            self.kinds.get(source).copied()
+        };
+        self.kinds.get(name).copied().or_else(folded)
+    }
+
+    /// Whether a person chose this name: it is an initializer's, or that of an `Identity` of one, and no exporter's way to number constants.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        let source = self.folded.get(name).and_then(|names| if let [one] = names.as_slice() { Some(one) } else { None });
+        self.initializers.contains(name) && !is_generated(source.map_or(name, String::as_str))
+    }
+
+    /// The module that the node with this first output lies in: `layer1.0.bn1`; empty for the network itself.
+    pub(super) fn module(&self, first_output: &str) -> Option<&str> {
+        self.modules.get(first_output).map(String::as_str)
+    }
+
+    /// Whether a node of the file's own main graph makes this value.
+    pub(super) fn makes(&self, value: &str) -> bool {
+        self.outputs.contains(value)
+    }
+}
+
+fn entry<'a>(props: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {
+    props.iter().find(|p| p.key == key).map(|p| p.value.as_str())
+}
+
+/// The strings of a list as Python prints it: `['a', 'b']`.
+fn strings(list: &str) -> Vec<String> {
+    let inner = list.trim().trim_start_matches('[').trim_end_matches(']');
+    inner.split(',').map(|s| s.trim().trim_matches(['\'', '"']).to_owned()).filter(|s| !s.is_empty()).collect()
+}
+
+fn module(node: &NodeProto) -> Option<String> {
+    if let Some(scopes) = entry(&node.metadata_props, "pkg.torch.onnx.name_scopes") {
+        // From the network down to the operator itself.
+        let scopes = strings(scopes);
+        return Some(scopes.len().checked_sub(2).map_or_else(String::new, |i| scopes[i].clone()));
+    }
+    // TorchScript: /layer1/layer1.0/bn1/BatchNormalization, in which a step may repeat the way to it.
+    let path = node.name.strip_prefix('/')?;
+    let (path, _) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut module = String::new();
+    for step in path.split('/').filter(|s| !s.is_empty()) {
+        let last = module.rsplit('.').next().unwrap_or_default();
+        let step = step.strip_prefix(last).and_then(|s| s.strip_prefix('.')).filter(|_| !last.is_empty()).unwrap_or(step);
+        module = if module.is_empty() { step.to_owned() } else { format!("{module}.{step}") };
+    }
+    Some(module)
+}
+
+/// Whether an exporter or optimizer made this name up.
+fn is_generated(name: &str) -> bool {
+    const PREFIXES: &[&str] = &[
+        "onnx::", "/", "val_", "const", "Const", "_v_", "scalar_tensor", "_to_copy", "clone", "lift", "_lift", "c_lift", "_tensor_constant",
+        "ones", "zeros", "full", "arange", "new_", "ortshared", "helper.constant", "p2o.helper", "fill_constant", "tmp_", "unnamed",
+    ];
+    // Of TensorFlow's tensors only variables are read by an operator.
+    let literal = name.ends_with(":0") && !["ReadVariableOp", "Variable", "resource"].iter().any(|w| name.contains(w));
+    name.chars().all(|c| c.is_ascii_digit())
+        || PREFIXES.iter().any(|p| name.starts_with(p))
+        || name.contains("/Constant")
+        || name.contains("onnx::")
+        || literal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_read_from_either_exporter() {
+        let mut node = NodeProto { name: "/layer1/layer1.0/bn1/BatchNormalization".into(), ..Default::default() };
+        assert_eq!(module(&node).as_deref(), Some("layer1.0.bn1"));
+        node.name = "/Add_1".into();
+        assert_eq!(module(&node).as_deref(), Some(""));
+        node.name = "node_12".into();
+        assert_eq!(module(&node), None);
+        let (key, value) = ("pkg.torch.onnx.name_scopes".into(), "['', 'encs', 'encs.layers.0', 'linear']".into());
+        node.metadata_props.push(StringStringEntryProto { key, value, ..Default::default() });
+        assert_eq!(module(&node).as_deref(), Some("encs.layers.0"));
+    }
+
+    #[test]
+    fn names_that_exporters_number_are_not_chosen() {
+        for name in ["onnx::Mul_12", "/Constant_output_0", "val_3", "217", "model/batchnorm/add/y:0"] {
+            assert!(is_generated(name), "{name}");
+        }
+        for name in ["alpha", "layer1.0.weight", "model/dense/BiasAdd/ReadVariableOp:0", "pool.p"] {
+            assert!(!is_generated(name), "{name}");
+        }
+    }
+}
