@@ -4,6 +4,7 @@ use super::page::{Cell, Page, Tone, bytes, cell, count, number, shape, shorten};
 use super::{Global, at_least_one, write_out};
 use crate::error::{Error, Result};
 use crate::onnx::import;
+use crate::step::account::Account;
 use crate::step::cost::{Activation, Cost};
 use crate::step::placement::Fallback;
 use crate::step::report::{
@@ -82,6 +83,7 @@ fn overview(page: &mut Page, r: &Report, all: bool) {
     page.line(&format!("{producer} · IR {} · opset {}", r.ir_version, opsets.join(", ")));
     ports(page, r);
     parameters(page, r, all);
+    r.account.iter().for_each(|a| account(page, a));
     operators(page, &r.operators);
     page.section("Normalization", "");
     for (text, tone) in normalization(&r.normalization) {
@@ -149,6 +151,15 @@ fn parameters(page: &mut Page, r: &Report, all: bool) {
             r.merged.len(),
             from.len()
         ));
+    }
+}
+
+/// What is trained, as a sum; loudly where much stays fixed.
+fn account(page: &mut Page, account: &Account) {
+    page.line(&format!("  {}", account.summary()));
+    if let Some(warning) = account.warning() {
+        let text = page.paint(&warning, Tone::Bad);
+        page.line(&format!("  {text}"));
     }
 }
 
@@ -343,7 +354,9 @@ fn on_cuda(page: &mut Page, nodes: &[Fallback]) {
 fn problems(page: &mut Page, r: &Report) {
     if r.problems.is_empty() {
         page.section("Training", "");
-        let text = page.paint("✓ nothing stands in the way", Tone::Good);
+        let loud = r.account.as_ref().and_then(Account::warning).is_some();
+        let (text, tone) = if loud { ("it trains, but see the warning above", Tone::Warn) } else { ("✓ nothing stands in the way", Tone::Good) };
+        let text = page.paint(text, tone);
         page.line(&format!("  {text}"));
         return;
     }

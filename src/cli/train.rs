@@ -75,12 +75,18 @@ pub struct Args {
     /// What the best epoch is chosen by, on the validation set
     #[arg(long)]
     metric: Option<Metric>,
-    /// Leave parameters that match unchanged
+    /// Leave parameters and running statistics that match unchanged
     #[arg(long, value_name = "PATTERN")]
     freeze: Vec<String>,
-    /// Train only parameters that match
+    /// Train only parameters and running statistics that match
     #[arg(long, value_name = "PATTERN")]
     train_only: Vec<String>,
+    /// Train tensors that match, whatever bisam takes them for
+    #[arg(long, value_name = "PATTERN")]
+    as_parameter: Vec<String>,
+    /// Take tensors that match for constants of the model
+    #[arg(long, value_name = "PATTERN")]
+    as_constant: Vec<String>,
     /// A new head for this many classes: in the place of the last linear layer, or appended to an embedding
     #[arg(long)]
     num_classes: Option<usize>,
@@ -161,6 +167,8 @@ impl Args {
         }
         r.parameters.freeze.extend(self.freeze.iter().cloned());
         r.parameters.train_only.extend(self.train_only.iter().cloned());
+        r.parameters.as_parameter.extend(self.as_parameter.iter().cloned());
+        r.parameters.as_constant.extend(self.as_constant.iter().cloned());
         r.text = self.text.apply(r.text);
         self.step.apply(&mut r.step)?;
         Ok(r)

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Type};
 use crate::step::elementwise::fuse_elementwise;
 use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
-use crate::step::stages::{Slot, Stages, StatSlot, Subset};
+use crate::step::stages::{Rate, Slot, Stages, StatSlot, Subset};
 use crate::step::update::Ending;
 use crate::step::{Base, Kernels, Precision, StepOptions, names};
 use std::ops::Range;
@@ -69,6 +69,8 @@ pub struct State {
     pub optimizer: Vec<Vec<Vec<f32>>>,
     /// Steps done.
     pub steps: u64,
+    /// Moves of the running statistics done.
+    pub moves: u64,
 }
 
 /// The direction of a pass.
@@ -117,6 +119,8 @@ pub struct Program {
     pub(super) buffers: Buffers,
     pub(super) sides: Sides,
     steps: u64,
+    /// Moves of the running statistics.
+    moves: u64,
     results: Results,
     /// Wall time per stage since the start.
     pub times: StageTimes,
@@ -136,8 +140,6 @@ impl Program {
         let stat_layout = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));
         let memory = Memory::new(engine)?;
         let buffers = Buffers::new(memory, &layout, &stat_layout, options)?;
-        stat_layout
-            .write(&buffers.stat_rate, stages.stats.iter().map(|s| vec![s.rate; s.slot.shape.iter().product()]))?;
         if options.spares_biases() {
             let is_weight = |p: &Slot| vec![if p.shape.len() >= 2 { 1.0 } else { 0.0 }; p.shape.iter().product()];
             layout.write(&buffers.is_weight, stages.params.iter().map(is_weight))?;
@@ -175,9 +177,11 @@ impl Program {
             buffers,
             sides: Sides::default(),
             steps: 0,
+            moves: 0,
             results: Results::new(memory)?,
             times: StageTimes::default(),
         };
+        program.write_rates()?;
         program.add(stages)?;
         program.begin(stages)?;
         Ok(program)
@@ -514,11 +518,21 @@ impl Program {
     }
 
     fn move_statistics(&mut self) -> Result<()> {
+        if self.stats.iter().any(|s| s.rate == Rate::Average) {
+            self.write_rates()?;
+        }
         if let Some(stage) = &mut self.statistics {
             stage.run(&self.buffers, self.sides)?;
             self.sides.stats = 1 - self.sides.stats;
         }
+        self.moves += 1;
         Ok(())
+    }
+
+    /// Writes how fast each running statistic moves the next time.
+    fn write_rates(&self) -> Result<()> {
+        let rates = self.stats.iter().map(|s| vec![s.rate.share(self.moves); s.slot.shape.iter().product()]);
+        self.stat_layout.write(&self.buffers.stat_rate, rates)
     }
 
     fn pass(&mut self, which: usize, side: usize, way: Way, choice: Option<usize>) -> Result<Place> {
@@ -617,6 +631,7 @@ impl Program {
             stats: self.stat_layout.read(&self.buffers.stats[self.sides.stats])?,
             optimizer: self.buffers.optimizer.iter().map(|s| self.layout.read(&s[side])).collect::<Result<_>>()?,
             steps: self.steps,
+            moves: self.moves,
         })
     }
 
@@ -637,7 +652,7 @@ impl Program {
         for (buffer, values) in self.buffers.optimizer.iter().zip(&state.optimizer) {
             self.layout.write(&buffer[side], values)?;
         }
-        self.steps = state.steps;
+        (self.steps, self.moves) = (state.steps, state.moves);
         Ok(())
     }
 

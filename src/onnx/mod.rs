@@ -17,5 +17,6 @@ pub use emit::{Weights, emit, save, write_atomically};
 pub(crate) use external::inline_data;
 pub(crate) use import::declared;
 pub use import::{Model, from_proto, import};
+pub(crate) use record::is_generated;
 pub use roles::{Role, RoleReason, Untied};
 pub use tensor::{to_proto, to_tensor};

@@ -114,7 +114,7 @@ fn module(node: &NodeProto) -> Option<String> {
 }
 
 /// Whether an exporter or optimizer made this name up.
-fn is_generated(name: &str) -> bool {
+pub(crate) fn is_generated(name: &str) -> bool {
     const PREFIXES: &[&str] = &[
         "onnx::", "/", "val_", "const", "Const", "_v_", "scalar_tensor", "_to_copy", "clone", "lift", "_lift", "c_lift", "_tensor_constant",
         "ones", "zeros", "full", "arange", "new_", "ortshared", "helper.constant", "p2o.helper", "fill_constant", "tmp_", "unnamed",

@@ -1,6 +1,7 @@
 //! The training step as ONNX graphs: losses and bounds at the logits, the perturbation, the update, and the four stages they
 //! make up.
 
+pub mod account;
 pub mod ascent;
 pub mod check;
 pub mod cost;

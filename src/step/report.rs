@@ -1,5 +1,6 @@
 //! What there is to know about a model before training it, as `bisam inspect` shows it.
 
+use super::account::{Account, nothing_to_train};
 use super::cost::{Cost, cost};
 use super::placement::{Fallback, for_cuda, off_cuda};
 use super::{Ends, Prepared, Preset, StepOptions, build, prepare};
@@ -33,6 +34,8 @@ pub struct Report {
     pub logits: Option<Logits>,
     /// Every parameter, running statistic and float constant.
     pub tensors: Vec<Tensor>,
+    /// The sum of what is trained and what stays; missing where a step cannot be built.
+    pub account: Option<Account>,
     /// Every operator.
     pub operators: Vec<Operator>,
     /// How the model normalizes.
@@ -182,10 +185,13 @@ impl<'a> Inspection<'a> {
     /// Unties and concretizes the model; a failure becomes a problem of the report.
     pub fn new(model: &'a Model, sizes: &Sizes, run: Result<&dyn Evaluator>) -> Self {
         let graph = model.graph.clone();
+        let nothing = || graph.params().is_empty().then(|| nothing_to_train(&graph));
+        let nothing = nothing();
         let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, Ends::default(), run)) {
             Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
             Err(e) => (graph, None, Some(e)),
         };
+        let failure = failure.or(nothing);
         Self { model, graph, prepared, batch: sizes.batch, failure }
     }
 
@@ -211,6 +217,7 @@ impl<'a> Inspection<'a> {
             outputs: self.graph.outputs.iter().map(|v| self.port(*v)).collect(),
             logits: self.logits(),
             tensors: self.tensors(stages.as_ref().map(|s| s.params.iter().map(|p| p.name.as_str()).collect())),
+            account: stages.as_ref().map(|s| Account::new(self.model, &self.model.graph, s)),
             operators: self.operators(),
             normalization: normalization(&self.model.graph),
             merged: self

@@ -1,5 +1,6 @@
 //! The stages that run the model: `grad`, `score`, `eval`.
 
+use super::account::where_gradients_end;
 use super::ascent::ascent_loss;
 use super::gradient::output;
 use super::options::{Ascent, Kernels, StepOptions};
@@ -31,8 +32,27 @@ pub struct Slot {
 pub struct StatSlot {
     /// Its name, shape, input of `eval` and output of `grad`.
     pub slot: Slot,
-    /// Share of the batch's statistic that moves in: 1 − ONNX's momentum.
-    pub rate: f32,
+    /// How fast it follows the batch's.
+    pub rate: Rate,
+}
+
+/// How fast a running statistic r follows the statistic s of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rate {
+    /// r + a(s − r); a is 1 − ONNX's momentum, for one application of the normalization.
+    Share(f32),
+    /// The average over all batches.
+    Average,
+}
+
+impl Rate {
+    /// The share of s that moves in after `moves` moves.
+    pub fn share(self, moves: u64) -> f32 {
+        match self {
+            Self::Share(share) => share,
+            Self::Average => 1.0 / (moves as f32 + 1.0),
+        }
+    }
 }
 
 /// `grad` with respect to some parameters.
@@ -59,6 +79,10 @@ pub struct Stages {
     pub params: Vec<Slot>,
     /// Running statistics that training moves.
     pub stats: Vec<StatSlot>,
+    /// Whether a batch of one sample has no variance, since some normalization sees one value per channel and sample.
+    pub needs_two: bool,
+    /// What is worth saying about normalization and randomness, a sentence each.
+    pub notes: Vec<String>,
     /// Number of classes.
     pub classes: usize,
     /// Name and type of the model's inputs.
@@ -139,9 +163,16 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
     let subsets = chosen.map(subset).collect::<Result<_>>()?;
     let eval = eval_stage(prepared, &params, &stats, mode)?;
+    let batch = prepared_batch(prepared)?;
+    let averages = stats.iter().filter(|s| s.rate == Rate::Average).count() / 2;
+    let mut notes = Vec::new();
+    if averages > 0 {
+        notes.push(format!("{averages} normalizations have momentum 1, PyTorch's momentum=None: their running statistics become the averages of all batches of this run"));
+    }
+    let needs_two = norms.iter().any(|n| n.count == batch);
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
-    Ok(Stages { grad: graph, subsets, score, eval, params, stats, classes, inputs, labels, phase })
+    Ok(Stages { grad: graph, subsets, score, eval, params, stats, needs_two, notes, classes, inputs, labels, phase })
 }
 
 /// Adds the gradients with respect to `wrt` and the batch's statistics to a forward graph with its losses.
@@ -168,9 +199,9 @@ fn finish(
         }
     }
     if params.is_empty() {
-        return Err(
-            Error::new("no parameter of the model reaches the logits").hint("`bisam inspect` shows the parameters")
-        );
+        let end = where_gradients_end(graph).map_or(String::new(), |node| format!(": no gradient flows through {node}"));
+        return Err(Error::new(format!("no parameter of the model reaches the logits{end}"))
+            .hint("`bisam inspect` shows the parameters"));
     }
     let stats = statistics(graph, norms)?;
     keep_statistics(graph, &stats);
@@ -292,21 +323,42 @@ fn freeze_value(graph: &mut Graph, v: ValueId) {
 }
 
 /// Outputs the mean and the unbiased variance (n/(n − 1) of the biased one) of the batch for every normalization.
+///
+/// One that is applied several times moves at each application, in their order: r ← r + a(sᵢ − r) for i = 1…k is one move by 1 − (1 − a)ᵏ
+/// towards the mean of the sᵢ with weights a(1 − a)ᵏ⁻ⁱ.
 fn statistics(graph: &mut Graph, norms: &[BatchNorm]) -> Result<Vec<StatSlot>> {
     let mut slots = Vec::new();
     let mut seen = HashSet::new();
     for norm in norms {
-        let n = norm.count as f64;
-        let unbiased = Builder::new(graph, "statistics").scale(norm.batch[1], n / (n - 1.0).max(1.0))?;
-        for (running, batch) in norm.running.into_iter().zip([norm.batch[0], unbiased]) {
-            let name = graph[running].name.clone();
+        for (i, running) in norm.running.into_iter().enumerate() {
             if !seen.insert(running) {
                 continue;
             }
+            let applied: Vec<&BatchNorm> = norms.iter().filter(|n| n.running[i] == running).collect();
+            let share = 1.0 - f64::from(norm.momentum);
+            let kept = |k: usize| (1.0 - share).powi(k as i32);
+            let total = 1.0 - kept(applied.len());
+            let averages = share == 0.0;
+            let mut b = Builder::new(graph, "statistics");
+            let mut batch: Option<ValueId> = None;
+            for (k, one) in applied.iter().enumerate() {
+                let n = one.count as f64;
+                let unbiased = if i == 1 { n / (n - 1.0).max(1.0) } else { 1.0 };
+                let rest = applied.len() - 1 - k;
+                let weight = if averages { 1.0 / applied.len() as f64 } else { share * kept(rest) / total };
+                let factor = unbiased * weight;
+                let part = if factor == 1.0 { one.batch[i] } else { b.scale(one.batch[i], factor)? };
+                batch = Some(match batch {
+                    Some(sum) => b.add(sum, part)?,
+                    None => part,
+                });
+            }
+            let Some(batch) = batch else { continue };
+            let name = graph[running].name.clone();
             let output = output(graph, &format!("batch/{name}"), batch);
             let shape = graph.ty(running)?.shape.clone();
-            let slot = Slot { input: name.clone(), name, shape, output };
-            slots.push(StatSlot { slot, rate: 1.0 - norm.momentum });
+            let rate = if averages { Rate::Average } else { Rate::Share(total as f32) };
+            slots.push(StatSlot { slot: Slot { input: name.clone(), name, shape, output }, rate });
         }
     }
     Ok(slots)

@@ -19,6 +19,9 @@ pub struct Position {
     pub batch: usize,
     /// Steps done.
     pub steps: u64,
+    /// Moves of the running statistics done.
+    #[serde(default)]
+    pub moves: u64,
     /// Sums over the epoch so far: descent loss, correct samples, samples.
     pub sums: [f64; 3],
     /// Best value of the recipe's metric on the validation split, and its epoch.
@@ -56,7 +59,8 @@ pub fn save(path: &Path, position: &Position, state: &State, best: Option<&State
         let view = TensorView::new(Dtype::F32, vec![data.len()], bytemuck::cast_slice(data));
         views.push((name.as_str(), view.map_err(|e| Error::new(e.to_string()))?));
     }
-    let json = serde_json::to_string(position).map_err(|e| Error::new(e.to_string()))?;
+    let position = Position { moves: state.moves, ..position.clone() };
+    let json = serde_json::to_string(&position).map_err(|e| Error::new(e.to_string()))?;
     let bytes = safetensors::serialize(views, Some(HashMap::from([(META.to_owned(), json)])));
     write_atomically(path, &bytes.map_err(|e| Error::new(e.to_string()).in_file(path))?)
 }
@@ -89,6 +93,7 @@ pub fn load(path: &Path, names: &Names<'_>, states: usize) -> Result<(Position, 
         stats: all("stats", &names.stats)?,
         optimizer: (0..states).map(|i| all(&format!("state{i}"), &names.params)).collect::<Result<_>>()?,
         steps: position.steps,
+        moves: position.moves,
     };
     let best = if position.best.is_some() {
         let (params, stats) = (all("best/theta", &names.params)?, all("best/stats", &names.stats)?);

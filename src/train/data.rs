@@ -121,12 +121,17 @@ impl Data {
             let short: Vec<String> = short.iter().map(usize::to_string).collect();
             observer.note(&format!("batches of shorter texts are padded to {} of {longest} tokens", short.join(", ")));
         }
+        let lonely = !recipe.drop_last && stages.needs_two && n % recipe.batch_size == 1;
+        if lonely {
+            observer.note("the last batch of an epoch has a single sample, which has no variance to normalize by; it is left out");
+        }
+        let drop_last = recipe.drop_last || lonely;
         let augment: Augment = recipe.augment.parse()?;
         let options = LoaderOptions {
             batch_size: recipe.batch_size,
             buckets: buckets.clone(),
             shuffle: recipe.shuffle,
-            short: if recipe.drop_last { ShortBatch::Drop } else { ShortBatch::Keep },
+            short: if drop_last { ShortBatch::Drop } else { ShortBatch::Keep },
             seed: recipe.seed,
             augment,
             ..LoaderOptions::default()
@@ -140,7 +145,7 @@ impl Data {
             evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size, &buckets).map(Some)
         };
         let (valid, test) = (still(splits.valid)?, still(splits.test)?);
-        let rest = (!recipe.drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
+        let rest = (!drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
         Ok(Self { train, valid, test, normalization, rest, buckets })
     }
 

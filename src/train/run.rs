@@ -15,6 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::export::{export, fresh, with_values};
 use crate::ir::{Graph, Tensor};
 use crate::onnx::{Model, from_proto, import, save};
+use crate::step::account::{Account, nothing_to_train};
 use crate::step::{Stages, build, prepare};
 use crate::trace::Sizes;
 use std::collections::BTreeMap;
@@ -62,7 +63,10 @@ pub fn train(
     splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&model.graph, &splits.train, recipe.batch_size);
     let mut graph = with_head(&mut model, &mut recipe, &sizes, engine, observer).map_err(|e| e.in_file(&model.path))?;
-    freeze(&mut graph, &recipe.parameters)?;
+    freeze(&mut graph, &recipe.parameters)?.iter().for_each(|n| observer.note(n));
+    if graph.params().is_empty() {
+        return Err(nothing_to_train(&graph).in_file(&model.path));
+    }
     let prepared = at_length(&recipe, &sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine))
         .map_err(|e| e.in_file(&model.path))?;
     if let Some(text) = &mut recipe.text {
@@ -70,6 +74,12 @@ pub fn train(
     }
     recipe.step.seed = recipe.seed;
     let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
+    let account = Account::new(&model, &graph, &stages);
+    observer.note(&account.summary());
+    account.warning().iter().for_each(|w| observer.note(w));
+    for note in &stages.notes {
+        observer.note(note);
+    }
     let classes = class_names(&splits, stages.classes);
     let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     recipe.normalization.clone_from(&data.normalization);
