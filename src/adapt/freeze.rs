@@ -117,7 +117,8 @@ fn escaped(graph: &Graph, glob: &GlobMatcher, found: &[ValueId], all: &[ValueId]
         let own: BTreeSet<usize> = readers.get(v).into_iter().flatten().copied().collect();
         let inputs = own.iter().flat_map(|n| graph.nodes[*n].inputs.iter().flatten());
         let makers = inputs.filter_map(|i| graph.nodes.iter().position(|n| n.outputs.contains(&Some(*i))));
-        let before: BTreeSet<usize> = makers.filter(|n| ["MatMul", "Conv", "Gemm"].iter().any(|op| graph.nodes[*n].is(op))).collect();
+        let before: BTreeSet<usize> =
+            makers.filter(|n| ["MatMul", "Conv", "Gemm"].iter().any(|op| graph.nodes[*n].is(op))).collect();
         own.into_iter().chain(before).collect()
     };
     let nodes: BTreeSet<usize> = found.iter().flat_map(near).collect();

@@ -6,6 +6,7 @@ mod freeze;
 mod head;
 mod logits;
 mod mode;
+mod random;
 
 pub use append::{Appended, MASK_NAMES, append_head};
 pub use freeze::{Selection, freeze};
@@ -13,3 +14,4 @@ pub use head::replace_head;
 pub use logits::find_logits;
 pub(crate) use mode::depends_on_inputs;
 pub use mode::{BatchNorm, Mode, set_mode};
+pub use random::{Edit, KEY, KEYS, noise, noise_names};

@@ -1,15 +1,16 @@
-//! Normalization and dropout in training or evaluation mode, whatever mode the file was exported in.
+//! Normalization, dropout and noise in training or evaluation mode, whatever mode the file was exported in.
 
+use super::random::{seed, silence};
 use crate::error::{Error, Result};
-use crate::ir::{Attr, Graph, Node, Source, Type, ValueId};
+use crate::ir::{Attr, Graph, Node, Source, ValueId};
 use std::collections::HashSet;
 
 /// How normalization and dropout behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// BatchNormalization uses the statistics of the batch; Dropout drops.
+    /// BatchNormalization uses the statistics of the batch; Dropout drops, and random masks and noise follow from the graph's input [`KEY`](super::KEY).
     Train,
-    /// BatchNormalization uses its running statistics; Dropout does nothing.
+    /// BatchNormalization uses its running statistics; Dropout, random masks and noise do nothing.
     Eval,
 }
 
@@ -57,8 +58,10 @@ pub fn set_mode(graph: &mut Graph, mode: Mode) -> Result<Vec<BatchNorm>> {
             let shape = graph.ty(x)?.shape.clone();
             let count = shape.iter().enumerate().filter(|(d, _)| *d != 1).map(|(_, n)| n).product();
             if mode == Mode::Train && count == 1 {
-                let cause = "a batch of one value per channel has no variance, so this normalization cannot train on it";
-                let hint = "use --batch-size 2 or more, or --freeze the normalization, which then uses its running statistics";
+                let cause =
+                    "a batch of one value per channel has no variance, so this normalization cannot train on it";
+                let hint =
+                    "use --batch-size 2 or more, or --freeze the normalization, which then uses its running statistics";
                 return Err(node.blame(Error::new(cause)).hint(hint));
             }
             graph.nodes[i].outputs.truncate(1);
@@ -75,27 +78,27 @@ pub fn set_mode(graph: &mut Graph, mode: Mode) -> Result<Vec<BatchNorm>> {
                 norms.push(BatchNorm { running: [mean, var], batch, momentum, count });
             }
         } else if node.is("Dropout") {
-            set_dropout(graph, i, mode)?;
+            set_dropout(graph, i, mode);
         }
     }
     graph.nodes.retain(|n| !n.outputs.is_empty());
+    match mode {
+        Mode::Train => seed(graph)?,
+        Mode::Eval => silence(graph)?,
+    }
     graph.check_typed()?;
     Ok(norms)
 }
 
-/// A Dropout that drops gets its mask as second output, which its gradient needs; one that does not is removed.
-fn set_dropout(graph: &mut Graph, i: usize, mode: Mode) -> Result<()> {
+/// A Dropout that does not drop is removed.
+fn set_dropout(graph: &mut Graph, i: usize, mode: Mode) {
     let node = &graph.nodes[i];
-    let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Ok(()) };
+    let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return };
     let active = node.input(2).and_then(|v| graph.constant(v)).is_some_and(|t| t.to_f64() == [1.0]);
     if mode == Mode::Train && active {
-        if node.output(1).is_none() {
-            let shape = graph.ty(x)?.shape.clone();
-            let name = format!("{}/mask", node.name);
-            let mask = graph.add_value(&name, Some(Type { dtype: crate::ir::DType::Bool, shape }), Source::Node);
-            graph.nodes[i].outputs = vec![Some(y), Some(mask)];
-        }
-    } else if !graph.outputs.contains(&y) {
+        return;
+    }
+    if !graph.outputs.contains(&y) {
         graph.nodes[i].outputs.clear();
         graph.replace(y, x);
     } else {
@@ -105,7 +108,6 @@ fn set_dropout(graph: &mut Graph, i: usize, mode: Mode) -> Result<()> {
         node.outputs.truncate(1);
         node.attrs.clear();
     }
-    Ok(())
 }
 
 /// The BatchNormalization nodes over data whose statistics are stored: those that have a mode.

@@ -19,6 +19,7 @@ mod lower;
 mod microsoft;
 mod norm;
 mod pool;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
@@ -31,6 +32,7 @@ mod window;
 pub use fuse::{DOMAIN, fuse};
 pub use lower::{Lowered, Lowering, lower};
 pub use norm::lower_batch_norm;
+pub use random::{PRIME, lower_uniform, start};
 pub use rule::{Call, Cotangents, Rule};
 
 use crate::builder::Builder;

@@ -298,6 +298,7 @@ pub const FUSED: &[(&str, Entry)] = &[
     ("Softmax", R(fuse::softmax)),
     ("Silu", R(fuse::silu)),
     ("Gelu", R(fuse::gelu)),
+    ("Uniform", NoGradient("random numbers")),
 ];
 
 /// Every table with the domain of its operators, as users write it.

@@ -35,8 +35,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut options = StepOptions { kernels: Kernels::Plain, ..StepOptions::default() };
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
-    let prepared =
-        prepare(&model.graph, &Sizes::batch(args.batch), Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
+    let prepared = prepare(&model.graph, &Sizes::batch(args.batch), Ends::default(), &engine)
+        .map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

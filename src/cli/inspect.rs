@@ -355,7 +355,11 @@ fn problems(page: &mut Page, r: &Report) {
     if r.problems.is_empty() {
         page.section("Training", "");
         let loud = r.account.as_ref().and_then(Account::warning).is_some();
-        let (text, tone) = if loud { ("it trains, but see the warning above", Tone::Warn) } else { ("✓ nothing stands in the way", Tone::Good) };
+        let (text, tone) = if loud {
+            ("it trains, but see the warning above", Tone::Warn)
+        } else {
+            ("✓ nothing stands in the way", Tone::Good)
+        };
         let text = page.paint(text, tone);
         page.line(&format!("  {text}"));
         return;

@@ -3,6 +3,7 @@
 use super::arena::{Buffer, Layout, Memory};
 use super::binding::Binding;
 use super::session::{Engine, Session};
+use crate::adapt::KEYS;
 use crate::error::{Error, Result};
 use crate::ir::Graph;
 use crate::step::{Base, StepOptions, names};
@@ -79,6 +80,7 @@ pub(super) struct Buffers {
     pub(super) bias1: Buffer,
     pub(super) bias2: Buffer,
     pub(super) phase: Buffer,
+    pub(super) key: Buffer,
     pub(super) loss: Buffer,
     pub(super) correct: Buffer,
 }
@@ -118,6 +120,7 @@ impl Buffers {
             bias1: scalar()?,
             bias2: scalar()?,
             phase: scalar()?,
+            key: memory.zeros(KEYS * 4)?,
             loss: scalar()?,
             correct: scalar()?,
             memory,

@@ -13,6 +13,7 @@ use super::feed::{fed_widths, highest, widths, write_rows};
 use super::profile::NodeTime;
 use super::results::{Part, Place, Results};
 use super::session::{Device, Engine, Session};
+use crate::adapt::KEYS;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Type};
 use crate::step::elementwise::fuse_elementwise;
@@ -121,6 +122,8 @@ pub struct Program {
     steps: u64,
     /// Moves of the running statistics.
     moves: u64,
+    /// Passes of this step.
+    passes: u64,
     results: Results,
     /// Wall time per stage since the start.
     pub times: StageTimes,
@@ -178,6 +181,7 @@ impl Program {
             sides: Sides::default(),
             steps: 0,
             moves: 0,
+            passes: 0,
             results: Results::new(memory)?,
             times: StageTimes::default(),
         };
@@ -235,6 +239,9 @@ impl Program {
             }
             if let Some(phase) = stages.phase.as_ref().filter(|p| known(p)) {
                 b.input(phase, &self.buffers.phase, 0, &Type::new(DType::Bool, &[]))?;
+            }
+            if let Some(random) = stages.random.as_ref().filter(|r| known(r)) {
+                b.input(random, &self.buffers.key, 0, &Type::new(DType::F32, &[KEYS]))?;
             }
             for (i, p) in self.params.iter().enumerate().filter(|(_, p)| known(&p.input)) {
                 let (offset, ty) = self.layout.view(i);
@@ -388,6 +395,7 @@ impl Program {
         self.buffers.rho.write_f32(&[rho / self.options.swp_beta])?;
         let climbs = self.perturb.is_some() && self.steps.is_multiple_of(self.options.period as u64);
         let micro = self.options.micro_batch.unwrap_or(n).min(n).max(1);
+        self.passes = 0;
         let mut parts = Vec::with_capacity(n.div_ceil(micro));
         self.results.begin(n.div_ceil(micro))?;
         for first in (0..n).step_by(micro) {
@@ -510,11 +518,19 @@ impl Program {
     /// Cross-entropy of the samples fed to stage `which`, with the parameters of `side`.
     fn score(&mut self, which: usize, side: usize) -> Result<Vec<f32>> {
         let start = Instant::now();
+        self.next_key()?;
         let stage = &mut self.grads[which];
         let Some((session, bindings)) = &mut stage.score else { return Err(Error::new("samples are not scored")) };
         session.run_bound(&bindings[side])?;
         self.times.grad += start.elapsed();
         stage.scores.read_f32(stage.batch)
+    }
+
+    /// Random values of a pass follow from the seed, the step and the number of the pass.
+    fn next_key(&mut self) -> Result<()> {
+        self.buffers.key.write_f32(&self.options.key(self.steps, self.passes))?;
+        self.passes += 1;
+        Ok(())
     }
 
     fn move_statistics(&mut self) -> Result<()> {
@@ -538,6 +554,7 @@ impl Program {
     fn pass(&mut self, which: usize, side: usize, way: Way, choice: Option<usize>) -> Result<Place> {
         let start = Instant::now();
         self.buffers.phase.write(0, &[u8::from(way == Way::Up)])?;
+        self.next_key()?;
         let grad = &mut self.grads[which];
         if let Some(choice) = choice {
             // What is left out does not move.

@@ -1,13 +1,21 @@
-//! A file exported in training mode, ready for inference: BatchNormalization on its running statistics, Dropout inert.
+//! A file exported in training mode, ready for inference: BatchNormalization on its running statistics, Dropout inert, random masks and
+//! noise taken out.
 
-use crate::adapt::depends_on_inputs;
+use crate::adapt::{Edit, depends_on_inputs, noise, noise_names};
+use crate::error::{Error, Result};
+use crate::ir::{DType, Tensor};
 use crate::ir::{Node, Source, ValueId};
 use crate::onnx::Model;
+use crate::onnx::to_proto;
 use onnx_protobuf::{GraphProto, NodeProto};
 use std::collections::{HashMap, HashSet};
 
 /// Puts normalization and dropout of `graph` in evaluation mode, by the same rule as [`set_mode`](crate::adapt::set_mode).
-pub(super) fn ready_for_inference(graph: &mut GraphProto, model: &Model) {
+///
+/// # Errors
+/// Randomness that cannot be taken out; names the node.
+pub(super) fn ready_for_inference(graph: &mut GraphProto, model: &Model) -> Result<()> {
+    silence(graph, model)?;
     let norms = live_norms(model);
     let drops = active_dropouts(model);
     let read: HashSet<String> =
@@ -38,6 +46,51 @@ pub(super) fn ready_for_inference(graph: &mut GraphProto, model: &Model) {
         }
         graph.node.push(node);
         graph.node.extend(copies);
+    }
+    Ok(())
+}
+
+/// Takes noise out, by the same rule as [`set_mode`](crate::adapt::set_mode), and removes the nodes that made it.
+fn silence(graph: &mut GraphProto, model: &Model) -> Result<()> {
+    let source = &model.graph;
+    let name = |v: ValueId| source[v].name.clone();
+    let first = |n: usize| source.nodes[n].outputs.iter().flatten().next().map(|v| name(*v));
+    let edits = noise(source)?;
+    if edits.is_empty() {
+        return Ok(());
+    }
+    for (i, edit) in edits.into_iter().enumerate() {
+        let (Edit::Pass(n, _) | Edit::Mean(n, _, _)) = edit;
+        let output = first(n);
+        let node = graph.node.iter_mut().find(|node| node.output.first() == output.as_ref());
+        let lost =
+            || source.nodes[n].blame(Error::new("random values in a function of the file cannot be switched off"));
+        let node = node.ok_or_else(lost)?;
+        match edit {
+            Edit::Pass(_, v) => {
+                node.op_type = "Identity".into();
+                node.input = vec![name(v)];
+                node.attribute.clear();
+            }
+            Edit::Mean(_, slot, mean) => {
+                let free = format!("mean_of_noise_{i}");
+                if let Some(input) = node.input.get_mut(slot) {
+                    input.clone_from(&free);
+                }
+                graph.initializer.push(to_proto(&free, &Tensor::scalar(DType::F32, mean)));
+            }
+        }
+    }
+    let random = noise_names(source);
+    loop {
+        let read: HashSet<&String> =
+            graph.node.iter().flat_map(|n| &n.input).chain(graph.output.iter().map(|o| &o.name)).collect();
+        let unread = |n: &NodeProto| n.output.iter().all(|o| random.contains(o) && !read.contains(o));
+        let dead: HashSet<String> = graph.node.iter().filter(|n| unread(n)).flat_map(|n| n.output.clone()).collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        graph.node.retain(|n| !n.output.first().is_some_and(|o| dead.contains(o)));
     }
 }
 

@@ -24,7 +24,7 @@ const MAX_BYTES: u64 = i32::MAX as u64;
 /// As [`with_values`].
 pub fn export(model: &Model, values: &BTreeMap<String, Tensor>) -> Result<ModelProto> {
     let mut proto = with_values(model, values)?;
-    ready_for_inference(proto.graph.mut_or_insert_default(), model);
+    ready_for_inference(proto.graph.mut_or_insert_default(), model).map_err(|e| e.in_file(&model.path))?;
     Ok(proto)
 }
 

@@ -31,9 +31,9 @@ pub(super) fn is_formula(tensor: &Tensor) -> bool {
     let (shape, values) = (tensor.shape(), tensor.to_f64());
     (0..shape.len()).filter(|axis| shape[*axis] >= 5).any(|axis| {
         let stride: usize = shape[axis + 1..].iter().product();
-        let mut lines = (0..values.len()).filter(|i| i / stride % shape[axis] == 0).map(|first| {
-            (0..shape[axis]).map(move |t| first + t * stride)
-        });
+        let mut lines = (0..values.len())
+            .filter(|i| i / stride % shape[axis] == 0)
+            .map(|first| (0..shape[axis]).map(move |t| first + t * stride));
         let mut varies = false;
         let fits = lines.all(|line| {
             let x: Vec<f64> = line.map(|i| values[i]).collect();
@@ -78,7 +78,10 @@ pub(super) fn is_filter(tensor: &Tensor) -> bool {
 /// among others, as the sine of frequency 0.
 pub(super) fn is_bank(tensor: &Tensor) -> bool {
     let values = tensor.to_f64();
-    let Some((rows, columns)) = tensor.shape().split_first().map(|(r, rest)| (*r, rest.iter().product::<usize>())) else { return false };
+    let Some((rows, columns)) = tensor.shape().split_first().map(|(r, rest)| (*r, rest.iter().product::<usize>()))
+    else {
+        return false;
+    };
     if rows < 2 || columns < 2 || tensor.uniform().is_some() {
         return false;
     }
@@ -112,7 +115,11 @@ mod tests {
     #[test]
     fn tables_of_formulas_are_told_from_learned_ones() {
         let frequency = |c: f64| 1e4f64.powf(-(c / 2.0).floor() / 8.0);
-        assert!(is_formula(&table(32, 16, |t, c| if c % 2.0 == 0.0 { (t * frequency(c)).sin() } else { (t * frequency(c)).cos() })));
+        assert!(is_formula(&table(32, 16, |t, c| if c % 2.0 == 0.0 {
+            (t * frequency(c)).sin()
+        } else {
+            (t * frequency(c)).cos()
+        })));
         assert!(is_formula(&table(1, 8, |_, c| 2f64.powf(-c))), "slopes");
         assert!(is_formula(&table(3, 9, |_, c| c / 8.0)), "ramp");
         assert!(is_formula(&table(1, 64, |_, c| 0.5 - 0.5 * (std::f64::consts::TAU * c / 64.0).cos())), "window");
@@ -122,14 +129,20 @@ mod tests {
 
     #[test]
     fn masks_have_two_values_or_large_ones() {
-        assert!(is_mask(&table(4, 4, |t, c| f64::from(t >= c))) && is_mask(&table(4, 4, |t, c| if t >= c { 0.0 } else { -100.0 })));
-        assert!(is_mask(&table(1, 2, |_, _| -1e9)) && !is_mask(&table(4, 4, random)) && !is_mask(&table(1, 8, |_, _| 1.0)));
+        assert!(
+            is_mask(&table(4, 4, |t, c| f64::from(t >= c)))
+                && is_mask(&table(4, 4, |t, c| if t >= c { 0.0 } else { -100.0 }))
+        );
+        assert!(
+            is_mask(&table(1, 2, |_, _| -1e9)) && !is_mask(&table(4, 4, random)) && !is_mask(&table(1, 8, |_, _| 1.0))
+        );
     }
 
     #[test]
     fn filters_are_alike_in_all_channels() {
         let blur = [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0].map(|v: f64| v / 16.0);
-        let weight = |kernels: &[[f64; 9]]| Tensor::from_f64(DType::F32, &[kernels.len(), 1, 3, 3], kernels.as_flattened());
+        let weight =
+            |kernels: &[[f64; 9]]| Tensor::from_f64(DType::F32, &[kernels.len(), 1, 3, 3], kernels.as_flattened());
         assert!(is_filter(&weight(&[blur, blur])) && is_filter(&weight(&[blur])));
         assert!(!is_filter(&weight(&[blur, blur.map(|v| v * 1.1)])) && !is_filter(&table(4, 9, random)));
     }

@@ -213,7 +213,8 @@ impl Context<'_> {
         // One number may be read together with data and, apart from them, by what computes with constants: GeM's x^p and 1/p.
         let computed = self.data.is_empty() != other.data.is_empty() && self.module == other.module;
         let apart = self.module.zip(other.module).is_some_and(|(a, b)| repeated(a) != repeated(b));
-        let near = self.before.is_some() && self.before == other.before || self.after.is_some() && self.after == other.after;
+        let near =
+            self.before.is_some() && self.before == other.before || self.after.is_some() && self.after == other.after;
         computed || alike && !apart && near
     }
 

@@ -70,7 +70,8 @@ impl Record {
 
     /// Whether a person chose this name: it is an initializer's, or that of an `Identity` of one, and no exporter's way to number constants.
     pub(super) fn is_named(&self, name: &str) -> bool {
-        let source = self.folded.get(name).and_then(|names| if let [one] = names.as_slice() { Some(one) } else { None });
+        let source =
+            self.folded.get(name).and_then(|names| if let [one] = names.as_slice() { Some(one) } else { None });
         self.initializers.contains(name) && !is_generated(source.map_or(name, String::as_str))
     }
 
@@ -107,7 +108,8 @@ fn module(node: &NodeProto) -> Option<String> {
     let mut module = String::new();
     for step in path.split('/').filter(|s| !s.is_empty()) {
         let last = module.rsplit('.').next().unwrap_or_default();
-        let step = step.strip_prefix(last).and_then(|s| s.strip_prefix('.')).filter(|_| !last.is_empty()).unwrap_or(step);
+        let step =
+            step.strip_prefix(last).and_then(|s| s.strip_prefix('.')).filter(|_| !last.is_empty()).unwrap_or(step);
         module = if module.is_empty() { step.to_owned() } else { format!("{module}.{step}") };
     }
     Some(module)
@@ -116,8 +118,30 @@ fn module(node: &NodeProto) -> Option<String> {
 /// Whether an exporter or optimizer made this name up.
 pub(crate) fn is_generated(name: &str) -> bool {
     const PREFIXES: &[&str] = &[
-        "onnx::", "/", "val_", "const", "Const", "_v_", "scalar_tensor", "_to_copy", "clone", "lift", "_lift", "c_lift", "_tensor_constant",
-        "ones", "zeros", "full", "arange", "new_", "ortshared", "helper.constant", "p2o.helper", "fill_constant", "tmp_", "unnamed",
+        "onnx::",
+        "/",
+        "val_",
+        "const",
+        "Const",
+        "_v_",
+        "scalar_tensor",
+        "_to_copy",
+        "clone",
+        "lift",
+        "_lift",
+        "c_lift",
+        "_tensor_constant",
+        "ones",
+        "zeros",
+        "full",
+        "arange",
+        "new_",
+        "ortshared",
+        "helper.constant",
+        "p2o.helper",
+        "fill_constant",
+        "tmp_",
+        "unnamed",
     ];
     // Of TensorFlow's tensors only variables are read by an operator.
     let literal = name.ends_with(":0") && !["ReadVariableOp", "Variable", "resource"].iter().any(|w| name.contains(w));

@@ -88,9 +88,34 @@ const MICROSOFT_SLOTS: &[(&str, &[usize])] = &[
 
 /// Operators through which no gradient flows, or whose output is a table whatever goes in.
 const ENDS: &[&str] = &[
-    "Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Sin", "Cos", "Floor", "Ceil", "Round",
-    "Sign", "NonZero", "ArgMax", "ArgMin", "Range", "ConstantOfShape", "QuantizeLinear", "IsNaN", "IsInf", "RandomUniformLike",
-    "RandomNormalLike", "Bernoulli", "EyeLike",
+    "Shape",
+    "Size",
+    "Equal",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+    "Not",
+    "And",
+    "Or",
+    "Sin",
+    "Cos",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "NonZero",
+    "ArgMax",
+    "ArgMin",
+    "Range",
+    "ConstantOfShape",
+    "QuantizeLinear",
+    "IsNaN",
+    "IsInf",
+    "RandomUniformLike",
+    "RandomNormalLike",
+    "Bernoulli",
+    "EyeLike",
 ];
 
 /// Operators whose output stands for the shape of an input, not its values.
@@ -98,8 +123,23 @@ const SHAPES: &[&str] = &["Shape", "Size"];
 
 /// Operators that move elements without computing.
 const LAYOUT: &[&str] = &[
-    "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand", "Slice", "Split", "Concat", "Tile", "Gather", "Pad",
-    "Where", "ScatterND", "ScatterElements",
+    "Identity",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Cast",
+    "Expand",
+    "Slice",
+    "Split",
+    "Concat",
+    "Tile",
+    "Gather",
+    "Pad",
+    "Where",
+    "ScatterND",
+    "ScatterElements",
 ];
 
 /// Decides about every float constant, and gives the uses of a merged one tensors of their own. With the decisions comes what was untied.
@@ -242,7 +282,8 @@ impl<'a> Rules<'a> {
             let mut read = node.inputs.iter().flatten().filter(|v| self.data.contains(v)).peekable();
             let weight = |slot: usize| {
                 let stored = node.input(slot).and_then(|v| self.stored(v));
-                let own = stored.is_some_and(|t| t.dtype().is_float() && !(is_bank(t) || is_formula(t) || is_filter(t)));
+                let own =
+                    stored.is_some_and(|t| t.dtype().is_float() && !(is_bank(t) || is_formula(t) || is_filter(t)));
                 own && (weight_slot(node, slot) || node.is("Gather"))
             };
             let meets = (0..node.inputs.len()).any(weight) || node.bodies().next().is_some();
@@ -286,7 +327,9 @@ impl<'a> Rules<'a> {
         let of = Of { tensor, name, named, kind, alone };
         let uses: Vec<Use> = sites.iter().flat_map(|s| self.uses(s)).collect();
         let decisions: Vec<Decision> = uses.iter().map(|u| self.decide_use(&of, u)).collect();
-        let Some(first) = decisions.first() else { return (Role::Constant, "nothing that depends on the input reads it") };
+        let Some(first) = decisions.first() else {
+            return (Role::Constant, "nothing that depends on the input reads it");
+        };
         if decisions.iter().all(|(role, _)| *role == Role::Stat) {
             return *first;
         }
@@ -345,7 +388,11 @@ impl<'a> Rules<'a> {
         }
         if node.is("BatchNormalization") && slot >= 3 {
             let own = used.way.iter().all(|(n, _)| LAYOUT.iter().any(|op| self.graph.nodes[*n].is(op)));
-            return if own { (Role::Stat, "running statistic") } else { (Role::Constant, "part of a running statistic") };
+            return if own {
+                (Role::Stat, "running statistic")
+            } else {
+                (Role::Constant, "part of a running statistic")
+            };
         }
         if weight_slot(node, slot) {
             return self.decide_weight(of, node, slot);
@@ -407,8 +454,10 @@ impl<'a> Rules<'a> {
         if initial && uniform == Some(0.0) && !of.named {
             return (Role::Constant, "initial state of zeros");
         }
-        let raw = (0..node.inputs.len()).filter(|s| *s != slot).filter_map(|s| node.input(s)).any(|v| self.raw.contains(&v));
-        let matrix = ["MatMul", "Gemm", "Einsum", "Conv", "FusedMatMul"].contains(&node.op.as_str()) && of.tensor.len() > 1;
+        let raw =
+            (0..node.inputs.len()).filter(|s| *s != slot).filter_map(|s| node.input(s)).any(|v| self.raw.contains(&v));
+        let matrix =
+            ["MatMul", "Gemm", "Einsum", "Conv", "FusedMatMul"].contains(&node.op.as_str()) && of.tensor.len() > 1;
         if matrix && of.kind.is_none() {
             if node.op == "Conv" && slot == 1 && is_filter(of.tensor) {
                 return (Role::Constant, "one fixed filter for all channels");
@@ -443,7 +492,11 @@ impl<'a> Rules<'a> {
         if !of.named && of.alone && tensor.uniform() == Some(neutral) {
             return (Role::Constant, "changes nothing");
         }
-        let reason = if tensor.len() == 1 { "a number with a name: a gate, a scale or a temperature" } else { "bias, gain or position table" };
+        let reason = if tensor.len() == 1 {
+            "a number with a name: a gate, a scale or a temperature"
+        } else {
+            "bias, gain or position table"
+        };
         (Role::Param, reason)
     }
 
@@ -490,7 +543,10 @@ impl<'a> Rules<'a> {
             _ => slot == 0,
         };
         let learned = content && of.tensor.len() > 1 && of.kind != Some(Kind::Buffer);
-        let plain = of.tensor.uniform().is_some() && !of.named || is_mask(of.tensor) || is_formula(of.tensor) || of.is_table_name();
+        let plain = of.tensor.uniform().is_some() && !of.named
+            || is_mask(of.tensor)
+            || is_formula(of.tensor)
+            || of.is_table_name();
         if learned && (of.kind == Some(Kind::Parameter) || !plain) {
             return (Role::Param, "token that is put beside the data");
         }
@@ -509,7 +565,11 @@ impl<'a> Rules<'a> {
         });
         let first = decisions.next()?;
         let rest: Vec<Decision> = decisions.collect();
-        Some(if first.0 == Role::Param { first } else { rest.into_iter().find(|d| d.0 == Role::Param).unwrap_or(first) })
+        Some(if first.0 == Role::Param {
+            first
+        } else {
+            rest.into_iter().find(|d| d.0 == Role::Param).unwrap_or(first)
+        })
     }
 
     fn in_body(&self, of: &Of, node: &Node, body: &Arc<Body>, value: ValueId) -> Decision {
@@ -561,20 +621,57 @@ impl Of<'_> {
 
     fn is_number_name(&self) -> bool {
         self.has_word(&[
-            "one", "ones", "zero", "zeros", "two", "three", "six", "half", "eps", "epsilon", "pi", "sqrt", "inf", "min", "max", "const", "constant", "cst",
-            "exponent", "power", "minus", "neg", "inv", "ratio", "keep", "prob", "num", "lo", "hi", "lower", "upper", "limit", "dim", "number", "literal",
+            "one", "ones", "zero", "zeros", "two", "three", "six", "half", "eps", "epsilon", "pi", "sqrt", "inf",
+            "min", "max", "const", "constant", "cst", "exponent", "power", "minus", "neg", "inv", "ratio", "keep",
+            "prob", "num", "lo", "hi", "lower", "upper", "limit", "dim", "number", "literal",
         ])
     }
 
     fn is_scaler_name(&self) -> bool {
-        self.has_word(&["mean", "std", "var", "scale", "offset", "shift", "norm", "normalize", "scaler", "min", "max", "mul", "sub", "div", "add"])
-            && !self.is_weight_name()
+        self.has_word(&[
+            "mean",
+            "std",
+            "var",
+            "scale",
+            "offset",
+            "shift",
+            "norm",
+            "normalize",
+            "scaler",
+            "min",
+            "max",
+            "mul",
+            "sub",
+            "div",
+            "add",
+        ]) && !self.is_weight_name()
     }
 
     fn is_table_name(&self) -> bool {
         self.has_word(&[
-            "mean", "std", "sin", "cos", "sinusoid", "sinusoidal", "freq", "freqs", "mask", "window", "pe", "grid", "anchor", "anchors", "filt", "blur", "fb", "mel", "stft", "dft",
-            "rope", "rotary", "slopes",
+            "mean",
+            "std",
+            "sin",
+            "cos",
+            "sinusoid",
+            "sinusoidal",
+            "freq",
+            "freqs",
+            "mask",
+            "window",
+            "pe",
+            "grid",
+            "anchor",
+            "anchors",
+            "filt",
+            "blur",
+            "fb",
+            "mel",
+            "stft",
+            "dft",
+            "rope",
+            "rotary",
+            "slopes",
         ]) && !self.is_weight_name()
     }
 }

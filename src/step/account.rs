@@ -59,8 +59,16 @@ impl Account {
         let quantized = quantized(graph);
         for v in graph.value_ids().filter(|v| reached.contains(v)) {
             let name = graph[v].name.as_str();
-            let Some(t) = graph.tensor(v).filter(|t| t.len() > 1 && !trained.contains(name) && !moved.contains(name)) else { continue };
-            let fixed = |reason: &str, wanted| Fixed { name: name.to_owned(), elements: t.len(), reason: reason.to_owned(), wanted };
+            let Some(t) = graph.tensor(v).filter(|t| t.len() > 1 && !trained.contains(name) && !moved.contains(name))
+            else {
+                continue;
+            };
+            let fixed = |reason: &str, wanted| Fixed {
+                name: name.to_owned(),
+                elements: t.len(),
+                reason: reason.to_owned(),
+                wanted,
+            };
             if quantized.contains(&v) {
                 account.quantized += t.len();
                 account.constant.push(fixed(&format!("quantized, {}", t.dtype()), false));
@@ -93,7 +101,11 @@ impl Account {
             text += &format!("; running statistics {}", short(self.statistics));
         }
         if fixed > 0 {
-            text += &format!("; constant {}: {}", short(fixed), names(self.constant.iter(), |f| format!("{} ({})", f.name, f.reason)));
+            text += &format!(
+                "; constant {}: {}",
+                short(fixed),
+                names(self.constant.iter(), |f| format!("{} ({})", f.name, f.reason))
+            );
         }
         text
     }
@@ -135,7 +147,10 @@ pub fn nothing_to_train(graph: &Graph) -> Error {
     let hint = if t.dtype().is_float() {
         format!("`{name}` ({}) is read here; --as-parameter '{name}' trains it", t.ty())
     } else {
-        format!("`{name}` ({}) is read here: quantized weights stay as they are; train the model they were made from", t.ty())
+        format!(
+            "`{name}` ({}) is read here: quantized weights stay as they are; train the model they were made from",
+            t.ty()
+        )
     };
     match reader {
         Some(node) => node.blame(error).hint(hint),
@@ -155,7 +170,8 @@ pub(super) fn where_gradients_end(graph: &Graph) -> Option<String> {
 
 /// Integer tensors that stand for weights.
 fn quantized(graph: &Graph) -> HashSet<ValueId> {
-    let small = |v: &ValueId| graph.tensor(*v).is_some_and(|t| matches!(t.dtype(), DType::I8 | DType::U8) && t.len() > 1);
+    let small =
+        |v: &ValueId| graph.tensor(*v).is_some_and(|t| matches!(t.dtype(), DType::I8 | DType::U8) && t.len() > 1);
     let reads = |n: &&crate::ir::Node| {
         let by_name = ["Dequantize", "QLinear", "Integer", "NBits", "QGemm", "QAttention", "DynamicQuantize"];
         by_name.iter().any(|w| n.op.contains(w))

@@ -4,11 +4,11 @@ use super::loss;
 use super::names;
 use super::options::Kernels;
 use super::prepare::scalar_output;
-use crate::adapt::{Mode, find_logits, set_mode};
-use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm};
+use crate::adapt::{KEY, KEYS, Mode, find_logits, set_mode};
+use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm, lower_uniform};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{Attrs, DType, Declared, Graph, Source, Type, ValueId};
+use crate::ir::{Attrs, DType, Declared, Graph, Source, Tensor, Type, ValueId};
 use crate::onnx::Model;
 use crate::trace::{Evaluator, Sizes, concretize};
 use std::collections::HashSet;
@@ -89,8 +89,10 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
     concretize(&mut graph, sizes, run)?;
     lower(&mut graph)?;
     set_mode(&mut graph, request.mode)?;
-    if request.kernels == Kernels::Fused {
-        fuse(&mut graph)?;
+    fix_key(&mut graph);
+    match request.kernels {
+        Kernels::Fused => fuse(&mut graph)?,
+        Kernels::Plain => lower_uniform(&mut graph)?,
     }
     let float = |v: &ValueId| graph[*v].ty.as_ref().is_some_and(|t| t.dtype.is_float());
     let first = graph.outputs.iter().copied().find(float);
@@ -139,6 +141,14 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
     graph.remove_dead_nodes();
     graph.check_typed()?;
     Ok(Gradient { graph, labels, of })
+}
+
+/// Random values of one gradient are always the same.
+fn fix_key(graph: &mut Graph) {
+    if let Some(key) = graph.inputs.iter().copied().find(|v| graph[*v].name == KEY) {
+        graph.inputs.retain(|v| *v != key);
+        graph.set_source(key, Source::Constant(Tensor::full(DType::F32, &[KEYS], 1.0)));
+    }
 }
 
 /// Makes `v` an output under a name like `name`; one that is not computed here, or an output already, is copied.

@@ -1,6 +1,7 @@
 //! The axes of a step. Every axis is independent of the others; presets name combinations.
 
 use super::precision::Precision;
+use crate::adapt::KEYS;
 use crate::error::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,6 +47,9 @@ pub enum Kernels {
 
 /// What tells the seed of noise from that of other random choices.
 const NOISE: u64 = u64::from_be_bytes(*b"noise\0\0\0");
+
+/// The same for random masks and noise of the model.
+const MASKS: u64 = u64::from_be_bytes(*b"masks\0\0\0");
 
 /// Choices of parameters that SWP draws from.
 pub const SUBSETS: usize = 4;
@@ -418,6 +422,16 @@ impl StepOptions {
             word.copy_from_slice(&value.to_le_bytes());
         }
         StandardNormal.sample_iter(ChaCha8Rng::from_seed(key)).take(n).collect()
+    }
+
+    /// The key of the random values of pass `pass` of step `step`: whole numbers below 2²⁴.
+    pub fn key(&self, step: u64, pass: u64) -> [f32; KEYS] {
+        let mut key = [0; 32];
+        for (word, value) in key.chunks_exact_mut(8).zip([self.seed, MASKS, step, pass]) {
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        let mut rng = ChaCha8Rng::from_seed(key);
+        std::array::from_fn(|_| rng.random_range(0..1u32 << 24) as f32)
     }
 
     /// The choices of parameters, out of `n`, that a run with SWP draws from: each parameter is in with probability β, and

@@ -4,6 +4,7 @@
 //! the stage cannot be captured as a CUDA graph either.
 
 use crate::autodiff::DOMAIN;
+use crate::autodiff::lower_uniform;
 use crate::ir::{Attr, DType, Graph, Node, Source, ValueId};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -128,6 +129,11 @@ fn reason(graph: &Graph, node: &Node, opset: i64) -> Option<String> {
 /// kernels are not registered for opset 22 and later, whose operators differ from older ones in further types only.
 pub fn for_cuda(graph: &Graph) -> Graph {
     let mut graph = graph.clone();
+    // There is no kernel of random numbers for devices. A graph without types has none of them.
+    let mut plain = graph.clone();
+    if lower_uniform(&mut plain).is_ok() {
+        graph = plain;
+    }
     let newer = graph.nodes.iter().any(|n| n.domain.is_empty() && NEWER.contains(&n.op.as_str()));
     if let Some(opset) = graph.opsets.get_mut("").filter(|v| **v > OPSET && !newer) {
         *opset = OPSET;

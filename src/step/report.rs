@@ -309,7 +309,8 @@ impl<'a> Inspection<'a> {
     fn tensors(&self, reached: Option<HashSet<&str>>) -> Vec<Tensor> {
         let reasons: HashMap<ValueId, (Role, &str)> =
             self.model.roles.iter().map(|r| (r.value, (r.role, r.reason))).collect();
-        let merged: HashMap<&str, &str> = self.model.untied.iter().map(|u| (u.name.as_str(), u.merged.as_str())).collect();
+        let merged: HashMap<&str, &str> =
+            self.model.untied.iter().map(|u| (u.name.as_str(), u.merged.as_str())).collect();
         let read = self.graph.readers();
         let stored = self.model.proto.graph.initializer.iter();
         let stored: HashMap<&str, DType> =

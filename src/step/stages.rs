@@ -7,8 +7,8 @@ use super::options::{Ascent, Kernels, StepOptions};
 use super::precision::{Precision, round_factors};
 use super::prepare::{OwnLoss, Prepared};
 use super::{loss, names};
-use crate::adapt::{BatchNorm, Mode, set_mode};
-use crate::autodiff::{Keep, differentiate, differentiate_keeping, fuse, lower, lower_batch_norm};
+use crate::adapt::{BatchNorm, KEY, Mode, set_mode};
+use crate::autodiff::{Keep, differentiate, differentiate_keeping, fuse, lower, lower_batch_norm, lower_uniform};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Graph, Source, Tensor, Type, ValueId};
@@ -91,6 +91,8 @@ pub struct Stages {
     pub labels: String,
     /// Input of `grad` that takes the phase; none without an ascent pass.
     pub phase: Option<String>,
+    /// Input of `grad` and `score` that takes the key of random values, see [`KEY`]; none where nothing is random.
+    pub random: Option<String>,
 }
 
 impl Stages {
@@ -119,8 +121,9 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     let mut graph = prepared.graph.clone();
     lower(&mut graph)?;
     let norms = set_mode(&mut graph, mode)?;
-    if options.kernels == Kernels::Fused {
-        fuse(&mut graph)?;
+    match options.kernels {
+        Kernels::Fused => fuse(&mut graph)?,
+        Kernels::Plain => lower_uniform(&mut graph)?,
     }
     if options.precision == Precision::Bf16 {
         round_factors(&mut graph, DType::BF16)?;
@@ -172,7 +175,22 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     let needs_two = norms.iter().any(|n| n.count == batch);
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
-    Ok(Stages { grad: graph, subsets, score, eval, params, stats, needs_two, notes, classes, inputs, labels, phase })
+    let random = graph.inputs.iter().map(|v| graph[*v].name.clone()).find(|n| n == KEY);
+    Ok(Stages {
+        grad: graph,
+        subsets,
+        score,
+        eval,
+        params,
+        stats,
+        needs_two,
+        notes,
+        classes,
+        inputs,
+        labels,
+        phase,
+        random,
+    })
 }
 
 /// Adds the gradients with respect to `wrt` and the batch's statistics to a forward graph with its losses.
@@ -199,7 +217,8 @@ fn finish(
         }
     }
     if params.is_empty() {
-        let end = where_gradients_end(graph).map_or(String::new(), |node| format!(": no gradient flows through {node}"));
+        let end =
+            where_gradients_end(graph).map_or(String::new(), |node| format!(": no gradient flows through {node}"));
         return Err(Error::new(format!("no parameter of the model reaches the logits{end}"))
             .hint("`bisam inspect` shows the parameters"));
     }

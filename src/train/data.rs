@@ -123,7 +123,9 @@ impl Data {
         }
         let lonely = !recipe.drop_last && stages.needs_two && n % recipe.batch_size == 1;
         if lonely {
-            observer.note("the last batch of an epoch has a single sample, which has no variance to normalize by; it is left out");
+            observer.note(
+                "the last batch of an epoch has a single sample, which has no variance to normalize by; it is left out",
+            );
         }
         let drop_last = recipe.drop_last || lonely;
         let augment: Augment = recipe.augment.parse()?;

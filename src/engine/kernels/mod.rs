@@ -20,6 +20,7 @@
 //! | `MaxPoolGrad` | X, Ȳ | X̄ |
 //! | `BatchNormAgain` | a cotangent, X, γ, β, μ, v | Y |
 //! | `LayerNormAgain`, `SiluAgain`, `GeluAgain` | a cotangent, and as without `Again` | Y |
+//! | `Uniform` | key `[3]` | random numbers in [0, 1) |
 //! | `Elementwise` | vectors [P] and scalars | vectors [P] |
 //!
 //! The cotangent decides only when an `Again` runs ([`again`](crate::autodiff)).
@@ -35,6 +36,7 @@ mod plan;
 mod pointwise;
 mod pool;
 mod product;
+mod random;
 mod rows;
 mod simd;
 mod tile;

@@ -7,6 +7,7 @@ use super::elementwise::Elementwise;
 use super::norm::{self, After, Known, Planes};
 use super::pointwise::{self, Activation};
 use super::pool::{self, Windows};
+use super::random;
 use super::rows::{self, Rows, Scale};
 use super::simd::Level;
 use crate::autodiff::DOMAIN;
@@ -19,7 +20,7 @@ use ort::value::{Shape, SymbolicDimensions, TensorElementType::Float32, ValueTyp
 use std::sync::OnceLock;
 
 /// Attributes that are one integer; the others are lists, and ONNX Runtime does not tell when asked for the wrong one.
-const SCALARS: &[&str] = &["group", "relu", "centred", "axis", "bf16"];
+const SCALARS: &[&str] = &["group", "relu", "centred", "axis", "bf16", "id"];
 
 /// Attributes of a node.
 pub struct Settings {
@@ -82,6 +83,16 @@ pub struct Op {
     /// From the inputs and the outputs' shapes to the outputs.
     pub compute: Compute,
 }
+
+/// Random numbers; a device has no kernel of it, and runs the plain operators.
+pub const UNIFORM: Op = Op {
+    name: "Uniform",
+    inputs: (1, 0),
+    outputs: (1, 0),
+    ints: &["id", "output_shape"],
+    shapes: |s, _| Ok(vec![s.list("output_shape").iter().map(|d| (*d).max(0) as usize).collect()]),
+    compute: |s, x, _, y, pool| random::uniform(s.list("id").first().copied().unwrap_or(0), x[0].data, y[0], pool),
+};
 
 /// A tensor that is read.
 pub struct Input<'a> {
@@ -499,5 +510,5 @@ pub fn domain() -> Result<OperatorDomain> {
     for op in OPS {
         domain = domain.add(op).map_err(ort_error)?;
     }
-    domain.add(Elementwise).map_err(ort_error)
+    domain.add(UNIFORM).and_then(|d| d.add(Elementwise)).map_err(ort_error)
 }
