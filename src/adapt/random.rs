@@ -158,6 +158,7 @@ impl<'a> Noise<'a> {
                     edits.push(Edit::Mean(n, slot, mean));
                 }
             }
+            "PRelu" if slot == 1 => edits.push(Edit::Mean(n, slot, mean)),
             // The condition is random: data where it holds, zero where not, or the other way around.
             "Where" if slot == 0 => {
                 let (x, kept) = match (node.input(1), node.input(2)) {

@@ -211,7 +211,9 @@ impl Context<'_> {
         // What is applied twice to one value would give one value.
         let alike = self.op == other.op && self.slot == other.slot && self.data != other.data;
         // One number may be read together with data and, apart from them, by what computes with constants: GeM's x^p and 1/p.
-        let computed = self.data.is_empty() != other.data.is_empty() && self.module == other.module;
+        let constant = [self, other].map(|c| c.data.is_empty());
+        let computed = self.module == other.module
+            && (constant[0] != constant[1] || constant == [true; 2] && self.module.is_some());
         let apart = self.module.zip(other.module).is_some_and(|(a, b)| repeated(a) != repeated(b));
         let near =
             self.before.is_some() && self.before == other.before || self.after.is_some() && self.after == other.after;

@@ -75,6 +75,11 @@ impl Record {
         self.initializers.contains(name) && !is_generated(source.map_or(name, String::as_str))
     }
 
+    /// Whether an initializer, or an `Identity` of one, has this name.
+    pub(super) fn stores(&self, name: &str) -> bool {
+        self.initializers.contains(name)
+    }
+
     /// The module that the node with this first output lies in: `layer1.0.bn1`; empty for the network itself.
     pub(super) fn module(&self, first_output: &str) -> Option<&str> {
         self.modules.get(first_output).map(String::as_str)

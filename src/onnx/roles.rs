@@ -323,7 +323,9 @@ impl<'a> Rules<'a> {
         let Some(tensor) = self.graph.constant(value) else { return (Role::Constant, "it is computed") };
         // What is recorded of a merged tensor is true of one of its uses only.
         let kind = if merged { None } else { self.record.kind(name) };
-        let named = self.record.is_named(name);
+        // TorchScript writes numbers as Constant nodes: a numbered tensor among the initializers is folded from parameters.
+        let folded = tensor.len() > 1 && name.starts_with("onnx::") && self.record.stores(name);
+        let named = folded || self.record.is_named(name);
         let of = Of { tensor, name, named, kind, alone };
         let uses: Vec<Use> = sites.iter().flat_map(|s| self.uses(s)).collect();
         let decisions: Vec<Decision> = uses.iter().map(|u| self.decide_use(&of, u)).collect();
@@ -429,6 +431,8 @@ impl<'a> Rules<'a> {
             "Max" | "Min" | "Clip" if slot > 0 || of.tensor.len() == 1 => Some("a bound"),
             "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" if slot > 0 => Some("axes"),
             "DequantizeLinear" if slot > 0 => Some("scale of quantized values"),
+            "Dropout" | "Resize" | "Upsample" | "Pad" if slot > 0 => Some("a setting of an operator"),
+            "OneHot" => Some("a setting of an operator"),
             _ => None,
         }
     }
@@ -523,7 +527,7 @@ impl<'a> Rules<'a> {
 
     /// Whether another constant beside this one completes its squares to one: a cosine for a sine.
     fn is_rotary(&self, tensor: &Tensor, node: &Node) -> bool {
-        if !node.is("Mul") || tensor.len() < 8 || tensor.any(|v| v.abs() > 1.0 + 1e-4) {
+        if !node.is("Mul") || tensor.len() < 8 || tensor.uniform().is_some() || tensor.any(|v| v.abs() > 1.0 + 1e-4) {
             return false;
         }
         let values = tensor.to_f64();
