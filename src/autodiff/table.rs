@@ -2,7 +2,7 @@
 
 use super::{
     DOMAIN, Lowering, Rule, activation, attention, conv, elementwise, fuse, index, layout, linalg, loss, microsoft,
-    norm, pool, recurrent, reduce, resize, sample, spectral,
+    norm, pool, recurrent, reduce, resize, sample, spectral, state,
 };
 use crate::error::{Error, Result};
 use crate::ir::Node;
@@ -87,6 +87,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     // Convolutions.
     ("Conv", R(conv::conv)),
     ("ConvTranspose", R(conv::conv_transpose)),
+    ("CausalConvWithState", L(state::causal_conv)),
     // Pooling.
     ("MaxPool", R(pool::max_pool)),
     ("AveragePool", R(pool::average_pool)),
@@ -108,6 +109,8 @@ pub const TABLE: &[(&str, Entry)] = &[
     // Attention.
     ("Attention", L(attention::attention)),
     ("RotaryEmbedding", L(attention::rotary_embedding)),
+    ("LinearAttention", L(state::linear_attention)),
+    ("TensorScatter", L(state::tensor_scatter)),
     // Recurrent layers.
     ("RNN", L(recurrent::rnn)),
     ("GRU", L(recurrent::gru)),

@@ -3,8 +3,8 @@
 use super::attrs::to_attr;
 use super::external::DataFiles;
 use super::record::Record;
-use super::roles::{RoleReason, Untied, assign};
-use super::{artifacts, inline, upgrade};
+use super::roles::{Role, RoleReason, Untied, assign};
+use super::{artifacts, changes, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
@@ -68,20 +68,32 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
 /// # Errors
 /// As [`import`], but the file is not named.
 pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
-    let mut graph = to_graph(&proto, folder_of(path))
+    let (mut graph, attributes) = to_graph(&proto, folder_of(path))
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
     set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
-    let (roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
+    let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
+    fix_attributes(&mut graph, &mut roles, &attributes);
     graph.check()?;
     Ok(Model { path: path.to_owned(), proto, graph, roles, untied })
+}
+
+/// Keeps constants that were attributes: a trained value of them would have no place in the file.
+fn fix_attributes(graph: &mut Graph, roles: &mut [RoleReason], attributes: &[ValueId]) {
+    for role in roles.iter_mut().filter(|r| attributes.contains(&r.value)) {
+        if let Some(tensor) = graph.tensor(role.value).cloned() {
+            graph.set_source(role.value, Source::Constant(tensor));
+        }
+        (role.role, role.reason) = (Role::Constant, "an attribute of its operator");
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
+/// The graph of a message, and the constants of it that were attributes.
+fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> {
     let Some(g) = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty()) else {
         return Err(Error::new("the model has no graph").hint("this is not an exported ONNX model"));
     };
@@ -99,19 +111,21 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
         return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
             .hint("convert the file with onnx.version_converter, or export it again"));
     }
-    let nodes = inline::inline(proto)?;
-    fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
-    Ok(graph)
+    let nodes = inline::inline(proto, opset)?;
+    let attributes = fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
+    changes::settle(&mut graph);
+    Ok((graph, attributes))
 }
 
-/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it.
+/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it. The result is
+/// the constants that were attributes.
 fn fill(
     graph: &mut Graph,
     g: &GraphProto,
     nodes: &[NodeProto],
     captured: Option<&[String]>,
     files: &mut DataFiles,
-) -> Result<()> {
+) -> Result<Vec<ValueId>> {
     let mut values = constants(graph, g, files)?;
     for info in &g.input {
         // Before IR version 4 initializers were listed as inputs too.
@@ -135,7 +149,7 @@ fn fill(
         let node = &nodes[i];
         add_node(graph, node, &mut values, files).map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
     }
-    upgrade::upgrade(graph)?;
+    let attributes = upgrade::upgrade(graph)?;
     if g.output.is_empty() {
         crate::bail!("the model has no outputs");
     }
@@ -143,7 +157,7 @@ fn fill(
         let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
         graph.outputs.push(*v);
     }
-    Ok(())
+    Ok(attributes)
 }
 
 /// The graphs among a node's attributes.

@@ -41,6 +41,7 @@ fn onnx_backend_cases() {
         for (what, outcome) in [("forward", &report.forward), ("gradient", &report.gradient)] {
             match outcome {
                 Outcome::Wrong(why) => println!("WRONG {name} ({}) {what}: {why}", report.operator),
+                Outcome::Refused(why) => println!("refused {name} {what}: {why}"),
                 Outcome::LeftOut(why) if !filter.is_empty() => println!("left out {name} {what}: {why}"),
                 _ => {}
             }
@@ -56,6 +57,13 @@ fn onnx_backend_cases() {
         std::fs::write(repo("docs/conformance.md"), page).expect("writes");
     }
     assert!(wrong.is_empty(), "{} of {} cases are wrong: {}", wrong.len(), reports.len(), wrong.join(" "));
+    let refused = refused(&reports);
+    assert!(!filter.is_empty() || refused * 100 <= reports.len(), "{refused} of {} cases are refused", reports.len());
+}
+
+/// How many cases have a gradient that this crate does not give.
+fn refused(reports: &[(String, Report)]) -> usize {
+    reports.iter().filter(|(_, r)| matches!(r.gradient, Outcome::Refused(_))).count()
 }
 
 /// One of the checks of a case.
@@ -70,30 +78,44 @@ fn page(reports: &[(String, Report)]) -> String {
     }
     let all: Vec<&Report> = reports.iter().map(|(_, r)| r).collect();
     let mut out = String::from(
-        "# Conformance\n\nWritten by `make conformance` from the backend tests of the Python package `onnx` 1.22.0.\n\n\
-         Forward: the graph, imported and emitted again, gives the outputs of the file. Gradient: of every float input, against \
-         central differences of the file's own outputs, in float64 where ONNX Runtime has the kernels, else in float32.\n\n",
+        "# Conformance\n\nWritten by `make conformance` from the backend tests of the Python package `onnx` 1.23.2, those of operators \
+         made by its own generators.\n\n\
+         Forward: the graph, imported and emitted again, gives the outputs of the file, or, where ONNX Runtime has no kernel for the \
+         file, the recorded ones. Gradient: of every float input, against central differences of the graph's own outputs, in float64 \
+         where ONNX Runtime has the kernels, else in float32.\n\n\
+         Refused is a case in which a float output depends on a float input and that is given no gradient. Left out are cases with \
+         nothing to differentiate, or that ONNX Runtime has no kernels for.\n\n",
     );
+    let refused = refused(reports);
     let _ = writeln!(
         out,
-        "{} cases: {} right forward, {} with right gradients, no wrong ones; the rest is left out, for the reasons below.\n",
+        "{} cases: {} right forward, {} with right gradients, no wrong ones; {refused} refused ({:.1} %), {} left out, for the reasons \
+         below.\n",
         all.len(),
         right(forward, &all),
-        right(gradient, &all)
+        right(gradient, &all),
+        100.0 * refused as f64 / all.len() as f64,
+        all.len() - right(gradient, &all) - refused
     );
     let _ = writeln!(out, "| operator | cases | forward | gradient |\n|---|---|---|---|");
     for (operator, rs) in &by_operator {
         let _ = writeln!(out, "| {operator} | {} | {} | {} |", rs.len(), right(forward, rs), right(gradient, rs));
     }
+    section(&mut out, "Refused", reports, |o| if let Outcome::Refused(why) = o { Some(why) } else { None });
+    section(&mut out, "Left out", reports, |o| if let Outcome::LeftOut(why) = o { Some(why) } else { None });
+    out
+}
+
+/// The cases whose gradient has a reason of one kind, by reason.
+fn section(out: &mut String, title: &str, reports: &[(String, Report)], reason: fn(&Outcome) -> Option<&String>) {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, r) in reports {
-        if let Outcome::LeftOut(why) = &r.gradient {
+        if let Some(why) = reason(&r.gradient) {
             reasons.entry(why).or_default().push(name);
         }
     }
-    let _ = writeln!(out, "\n## Gradients left out\n");
+    let _ = writeln!(out, "\n## {title}\n");
     for (why, names) in reasons {
-        let _ = writeln!(out, "- {why}: {}", names.join(", "));
+        let _ = writeln!(out, "- {why} ({}): {}", names.len(), names.join(", "));
     }
-    out
 }
