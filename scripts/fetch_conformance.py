@@ -117,7 +117,7 @@ def take_apart(kind, name, value, nodes, results, expected):
             take_apart(kind.sequence_type.elem_type, part, element, nodes, results, expected)
     else:
         tensor = as_tensor(value, name)
-        results.append(helper.make_tensor_value_info(name, tensor.data_type, None))
+        results.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
         expected.append(tensor)
 
 

@@ -104,9 +104,16 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> 
         let newest = graph.opsets.entry(domain.into()).or_insert(0);
         *newest = import.version.max(*newest);
     }
+    // A file of other domains alone need not say one of ai.onnx.
+    if !uses_default_domain(&g.node) {
+        graph.opsets.entry(String::new()).or_insert(upgrade::TARGET);
+    }
     let functions: HashSet<&str> = proto.functions.iter().map(|f| f.domain.as_str()).collect();
     graph.opsets.retain(|d, _| d.is_empty() || !functions.contains(d.as_str()));
     let opset = graph.opset();
+    if opset == 0 {
+        return Err(Error::new("the file does not say its operator set").hint("export the model again"));
+    }
     if opset < MIN_OPSET {
         return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
             .hint("convert the file with onnx.version_converter, or export it again"));
@@ -115,6 +122,10 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> 
     let attributes = fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
     changes::settle(&mut graph);
     Ok((graph, attributes))
+}
+
+fn uses_default_domain(nodes: &[NodeProto]) -> bool {
+    nodes.iter().any(|n| domain(&n.domain).is_empty() || bodies(n).any(|a| uses_default_domain(&a.g.node)))
 }
 
 /// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it. The result is

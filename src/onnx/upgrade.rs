@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Attr, Attrs, DType, Graph, Node, Source, Tensor, ValueId};
 
 /// The version every graph has at least.
-const TARGET: i64 = 18;
+pub(super) const TARGET: i64 = 18;
 
 const REDUCTIONS: &[&str] = &[
     "ReduceMean",
@@ -54,7 +54,7 @@ fn upgrade_node(graph: &mut Graph, mut node: Node, from: i64) -> Result<()> {
     match node.op.as_str() {
         "Softmax" | "LogSoftmax" | "Hardmax" if from < 13 => coerced_softmax(&mut w, node),
         "Upsample" | "Resize" if from < 11 => resize::resize(&mut w, node)?,
-        op if written::is_written_out(op, from) => written::write_out(&mut w, &node)?,
+        _ if written::is_written_out(&node, from) => written::write_out(&mut w, node)?,
         _ => graph.nodes.push(node),
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! and in how many the gradient is right, and every case left out with its reason. `BISAM_CASES=text` runs those whose name
 //! contains it, and writes nothing.
 
-mod case;
+pub mod case;
 
 use crate::common::repo;
 use case::{Outcome, Report};
@@ -12,27 +12,24 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-fn cases(filter: &str) -> Vec<PathBuf> {
+/// The cases of some groups: a folder each, or a file for a whole network without recorded inputs.
+fn cases(groups: &[&str], filter: &str) -> Vec<PathBuf> {
     let mut all = Vec::new();
-    for group in ["node", "simple", "pytorch-operator", "pytorch-converted"] {
+    for group in groups {
         let folder = repo(".conformance").join(group);
         let entries = std::fs::read_dir(&folder).expect("run `make conformance`, which fetches the cases");
-        all.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("model.onnx").is_file()));
+        let case = |p: &PathBuf| p.join("model.onnx").is_file() || p.extension().is_some_and(|e| e == "onnx");
+        all.extend(entries.flatten().map(|e| e.path()).filter(case));
     }
-    // Whole networks, a file each, without recorded inputs.
-    let light = std::fs::read_dir(repo(".conformance/light")).expect("is fetched with the others");
-    all.extend(light.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
     all.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().contains(filter)));
     all.sort();
     all
 }
 
-#[test]
-#[ignore = "reads the cases that `make conformance` fetches"]
-fn onnx_backend_cases() {
-    let filter = std::env::var("BISAM_CASES").unwrap_or_default();
+/// Runs cases and prints what is not right.
+fn run(groups: &[&str], filter: &str) -> Vec<(String, Report)> {
     let mut reports: Vec<(String, Report)> = Vec::new();
-    for path in cases(&filter) {
+    for path in cases(groups, filter) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if std::env::var_os("BISAM_VERBOSE").is_some() {
             eprintln!("{name}");
@@ -48,14 +45,33 @@ fn onnx_backend_cases() {
         }
         reports.push((name, report));
     }
-    let wrong = reports
-        .iter()
-        .filter(|(_, r)| matches!(r.forward, Outcome::Wrong(_)) || matches!(r.gradient, Outcome::Wrong(_)));
-    let wrong: Vec<&str> = wrong.map(|(n, _)| n.as_str()).collect();
+    reports
+}
+
+fn wrong(reports: &[(String, Report)]) -> Vec<&str> {
+    let wrong = |r: &Report| matches!(r.forward, Outcome::Wrong(_)) || matches!(r.gradient, Outcome::Wrong(_));
+    reports.iter().filter(|(_, r)| wrong(r)).map(|(n, _)| n.as_str()).collect()
+}
+
+/// The cases of operators at every operator set from 7 on that has another version of them: what ONNX Runtime makes of them there.
+#[test]
+#[ignore = "reads the cases that `make conformance` fetches"]
+fn cases_at_other_operator_sets() {
+    let reports = run(&["versions"], &std::env::var("BISAM_CASES").unwrap_or_default());
+    let wrong = wrong(&reports);
+    assert!(wrong.is_empty(), "{} of {} cases are wrong: {}", wrong.len(), reports.len(), wrong.join(" "));
+}
+
+#[test]
+#[ignore = "reads the cases that `make conformance` fetches"]
+fn onnx_backend_cases() {
+    let filter = std::env::var("BISAM_CASES").unwrap_or_default();
+    let reports = run(&["node", "simple", "pytorch-operator", "pytorch-converted", "light"], &filter);
     let page = page(&reports);
     if filter.is_empty() {
         std::fs::write(repo("docs/conformance.md"), page).expect("writes");
     }
+    let wrong = wrong(&reports);
     assert!(wrong.is_empty(), "{} of {} cases are wrong: {}", wrong.len(), reports.len(), wrong.join(" "));
     let refused = refused(&reports);
     assert!(!filter.is_empty() || refused * 100 <= reports.len(), "{refused} of {} cases are refused", reports.len());

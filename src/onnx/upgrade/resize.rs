@@ -39,13 +39,21 @@ pub(super) fn resize(w: &mut Writer<'_>, mut node: Node) -> Result<()> {
         (false, _) => step(w, x, scales, "floor", y),
         (true, false) => step(w, x, scales, "ceil", y),
         (true, true) => {
-            let one = w.constant(Tensor::scalar(DType::F32, 1.0));
-            let less = w.op("Min", &[scales, one], Attrs::new());
-            let more = w.op("Max", &[scales, one], Attrs::new());
+            let (less, more) = (bounded(w, scales, "Min"), bounded(w, scales, "Max"));
             let small = w.value("Resize");
             step(w, x, less, "ceil", small);
             step(w, small, more, "floor", y);
         }
     }
     Ok(())
+}
+
+/// The smaller or larger of each scale and 1.
+fn bounded(w: &mut Writer<'_>, scales: ValueId, op: &str) -> ValueId {
+    let Some(known) = w.graph.constant(scales).map(Tensor::to_f64) else {
+        let one = w.constant(Tensor::scalar(DType::F32, 1.0));
+        return w.op(op, &[scales, one], Attrs::new());
+    };
+    let values: Vec<f64> = known.iter().map(|s| if op == "Min" { s.min(1.0) } else { s.max(1.0) }).collect();
+    w.constant(Tensor::from_f64(DType::F32, &[values.len()], &values))
 }

@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::ir::{Attr, Attrs, Node, Tensor, ValueId};
 
 /// Whether an operator of operator set `opset` is written out.
-pub(super) fn is_written_out(op: &str, opset: i64) -> bool {
-    match op {
+pub(super) fn is_written_out(node: &Node, opset: i64) -> bool {
+    match node.op.as_str() {
+        "GRU" | "LSTM" | "RNN" => node.attrs.get("layout") == Some(&Attr::Int(1)),
         "Affine" | "Crop" | "DynamicSlice" | "ImageScaler" | "ParametricSoftplus" | "Scale" | "ScaledTanh"
         | "SwiGLU" => true,
         "MeanVarianceNormalization" => opset < 9,
@@ -20,7 +21,11 @@ pub(super) fn is_written_out(op: &str, opset: i64) -> bool {
 ///
 /// # Errors
 /// An attribute that is missing, or not known.
-pub(super) fn write_out(w: &mut Writer<'_>, node: &Node) -> Result<()> {
+pub(super) fn write_out(w: &mut Writer<'_>, node: Node) -> Result<()> {
+    if matches!(node.op.as_str(), "GRU" | "LSTM" | "RNN") {
+        batch_second(w, node);
+        return Ok(());
+    }
     let mut attrs = node.attrs.clone();
     let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Ok(()) };
     match node.op.as_str() {
@@ -72,6 +77,27 @@ fn missing(name: &str) -> Error {
 
 fn float(attrs: &mut Attrs, name: &str, default: f32) -> f32 {
     if let Some(Attr::Float(v)) = attrs.remove(name) { v } else { default }
+}
+
+/// A recurrent layer whose batch comes first (`layout = 1`), between transpositions.
+fn batch_second(w: &mut Writer<'_>, mut node: Node) {
+    node.attrs.remove("layout");
+    let perm = |p: &[i64]| Attrs::from([("perm".into(), Attr::Ints(p.to_vec()))]);
+    for slot in [0, 5, 6] {
+        if let Some(v) = node.input(slot) {
+            node.inputs[slot] = Some(w.op("Transpose", &[v], perm(&[1, 0, 2])));
+        }
+    }
+    let given = std::mem::take(&mut node.outputs);
+    node.outputs = given.iter().map(|v| v.map(|_| w.value("output"))).collect();
+    let made = node.outputs.clone();
+    w.graph.nodes.push(node);
+    for (i, (from, to)) in made.into_iter().zip(given).enumerate() {
+        if let (Some(from), Some(to)) = (from, to) {
+            // Y is [T,D,N,H], the last states are [D,N,H].
+            w.op_to("Transpose", &[from], perm(if i == 0 { &[2, 0, 1, 3] } else { &[1, 0, 2] }), to);
+        }
+    }
 }
 
 /// α·f(βx)
