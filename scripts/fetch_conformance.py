@@ -2,7 +2,8 @@
 
 The Python package `onnx` has the generators of the operators' cases, which are run, and the cases of whole models as files, which are
 copied. It is installed beside them, not into Python, at the version and with the hashes that `scripts/conformance.txt` pins. Inputs and
-outputs that are sequences or optional values are taken apart into tensors, by operators around the case's own. Usage:
+outputs that are sequences or optional values are taken apart into tensors, by operators around the case's own. The cases of operators
+are written at older and newer operator sets too, without outputs. Usage:
     python3 scripts/fetch_conformance.py
 """
 
@@ -50,6 +51,35 @@ def generate():
         shutil.copytree(data / folder, TARGET / folder)
     for case in collect_testcases(None):
         write(case, TARGET / "node" / case.name)
+    for folder in sorted((TARGET / "node").iterdir()):
+        write_versions(folder)
+
+
+def write_versions(folder):
+    """Writes a case of one operator at the newest operator set of each of its versions, before 18 and from 18 on."""
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    [node, *more] = model.graph.node
+    if more or node.domain or "_expanded" in folder.name or "cast" in folder.name:
+        return
+    [own] = [o for o in model.opset_import if not o.domain]
+    newest = {}
+    for opset in range(7, onnx.defs.onnx_opset_version() + 1):
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+        except onnx.defs.SchemaError:
+            continue
+        newest[schema.since_version, opset < 18] = opset
+    for opset in set(newest.values()) - {own.version}:
+        own.version, model.ir_version = opset, 10 if opset > 17 else 8
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError:
+            continue
+        to = TARGET / "versions" / f"{folder.name}_opset{opset}"
+        shutil.copytree(folder, to, ignore=shutil.ignore_patterns("output_*"))
+        (to / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def write(case, folder):

@@ -249,7 +249,7 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
         return Err(Error::new("only tensors can be inputs").hint("export the model without sequences or maps"));
     };
     let dtype = DType::from_onnx(t.elem_type)
-        .ok_or_else(|| Error::new(format!("tensors of ONNX type {} are not supported", t.elem_type)))?;
+        .ok_or_else(|| Error::new(format!("tensors of type {} are not supported", DType::name_of(t.elem_type))))?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
         Some(dimension::Value::DimValue(n)) if (0..MAX_DIM).contains(n) => Ok(Dim::Fixed(*n as usize)),
         // Several old exporters wrote -1 for "any".

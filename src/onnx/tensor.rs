@@ -34,7 +34,7 @@ pub fn to_tensor(proto: &TensorProto) -> Result<Tensor> {
 /// Negative or absurd dimensions, or a type this crate has no tensors of.
 pub(super) fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>)> {
     let dtype = DType::from_onnx(proto.data_type).filter(|d| *d != DType::Str).ok_or_else(|| {
-        Error::new(format!("tensors of ONNX type {} are not supported", proto.data_type))
+        Error::new(format!("tensors of type {} are not supported", DType::name_of(proto.data_type)))
             .hint("supported are float16/32/64, bfloat16, the integers of 8 to 64 bits and bool")
     })?;
     let shape: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
