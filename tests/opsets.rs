@@ -12,8 +12,8 @@ use bisam::onnx::{save, to_proto};
 use onnx_protobuf::attribute_proto::AttributeType as Kind;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, type_proto,
 };
 use protobuf::MessageField;
 use std::collections::BTreeMap;
@@ -406,4 +406,30 @@ fn trees_and_strings_are_refused_by_name() {
     for words in ["model.onnx", "TreeEnsembleRegressor", "forest", "decision trees are piecewise constant"] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
+}
+
+#[test]
+fn weights_of_four_bits_stay_fixed() {
+    let dequantize = node("DequantizeLinear", &["k", "scale"], "d", &[]);
+    let middle = vec![dequantize, node("Conv", &["a", "d"], "r", &[])];
+    let mut proto = classifier(21, middle, &[("scale", floats(&[], &[0.1]))]);
+    let bytes: Vec<u8> = (0..8u8).map(|i| i.wrapping_mul(37)).collect();
+    let kernel =
+        TensorProto { name: "k".into(), dims: vec![4, 4, 1, 1], data_type: 22, raw_data: bytes, ..Default::default() };
+    proto.graph.as_mut().expect("a graph").initializer.push(kernel.clone());
+    proto.ir_version = 10;
+    let folder = place(&proto);
+    succeeds(folder.path(), TRAIN);
+    let shown = succeeds(folder.path(), &["verify", "run/model.onnx", "--against", "run/last.onnx"]);
+    assert!(shown.contains("at most 0.0e0"), "{shown}");
+    let trained = std::fs::read(folder.path().join("run/model.onnx")).expect("reads");
+    let trained = ModelProto::parse_from_bytes(&trained).expect("decodes");
+    assert!(trained.graph.initializer.iter().any(|t| *t == kernel));
+    let x = wave(&[2, 3, 6, 6]);
+    assert_eq!(compare(&trained, &[x]), [Outcome::Right, Outcome::Right]);
+    // Read by anything else they would be other numbers.
+    let graph = proto.graph.as_mut().expect("a graph");
+    graph.node.push(node("Identity", &["k"], "copy", &[]));
+    let shown = text(&bisam(place(&proto).path(), &["inspect", "model.onnx"]));
+    assert!(shown.contains("integers of 2 or 4 bits") && shown.contains("Identity"), "{shown}");
 }

@@ -4,6 +4,7 @@ use super::attrs::to_attr;
 use super::external::DataFiles;
 use super::record::Record;
 use super::roles::{Role, RoleReason, Untied, assign};
+use super::tensor::narrow_type;
 use super::{artifacts, changes, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
@@ -124,6 +125,21 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> 
     Ok((graph, attributes))
 }
 
+/// Integers of 2 and 4 bits are read as such of 8: only an operator that makes floats of them does not see the difference.
+fn narrow_integers(graph: &Graph, g: &GraphProto, nodes: &[NodeProto]) -> Result<()> {
+    let narrow = |number: i32| narrow_type(number).is_some();
+    let stored = g.initializer.iter().filter(|t| narrow(t.data_type)).map(|t| &t.name);
+    let inputs = g.input.iter().filter(|i| narrow(i.type_.tensor_type().elem_type)).map(|i| &i.name);
+    let constant = |n: &&NodeProto| n.op_type == "Constant" && n.attribute.iter().any(|a| narrow(a.t.data_type));
+    let constants = nodes.iter().filter(constant).flat_map(|n| &n.output);
+    let values: HashSet<ValueId> = stored.chain(inputs).chain(constants).filter_map(|n| graph.find(n)).collect();
+    let reads = |n: &&Node| !n.is("DequantizeLinear") && n.inputs.iter().flatten().any(|v| values.contains(v));
+    match graph.nodes.iter().find(reads) {
+        None => Ok(()),
+        Some(node) => Err(node.blame(Error::new("it reads integers of 2 or 4 bits, which only DequantizeLinear may"))),
+    }
+}
+
 fn uses_default_domain(nodes: &[NodeProto]) -> bool {
     nodes.iter().any(|n| domain(&n.domain).is_empty() || bodies(n).any(|a| uses_default_domain(&a.g.node)))
 }
@@ -160,6 +176,7 @@ fn fill(
         let node = &nodes[i];
         add_node(graph, node, &mut values, files).map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
     }
+    narrow_integers(graph, g, nodes)?;
     let attributes = upgrade::upgrade(graph)?;
     if g.output.is_empty() {
         crate::bail!("the model has no outputs");
@@ -249,6 +266,7 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
         return Err(Error::new("only tensors can be inputs").hint("export the model without sequences or maps"));
     };
     let dtype = DType::from_onnx(t.elem_type)
+        .or_else(|| narrow_type(t.elem_type).map(|(_, wide)| wide))
         .ok_or_else(|| Error::new(format!("tensors of type {} are not supported", DType::name_of(t.elem_type))))?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
         Some(dimension::Value::DimValue(n)) if (0..MAX_DIM).contains(n) => Ok(Dim::Fixed(*n as usize)),
