@@ -2,7 +2,7 @@
 
 use crate::common::repo;
 use crate::snapshot;
-use bisam::autodiff::table::{Entry, FUSED, MICROSOFT, TABLE};
+use bisam::autodiff::table::{CLASSICAL, Entry, FUSED, MICROSOFT, TABLE};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -13,7 +13,9 @@ Generated from `src/autodiff/table.rs` and the rules it names; `BISAM_UPDATE=1 c
 
 A bar marks the cotangent of a value: X̄ = ∂L/∂X. A model with an operator that is not listed can be trained as long as no
 parameter reaches it; otherwise `bisam inspect` names the node. Versions are those of the equations; older ones are upgraded
-on import. \"Cases\" are ONNX's own backend tests of the operator and of its function body: those with a right gradient, of all;
+on import. Written out on import as other operators are Swish from opset 25 on and SwiGLU, which ONNX Runtime has no kernel for, recurrent
+layers whose batch comes first, and the experiments of old files: Affine, Crop, DynamicSlice, ImageScaler, ParametricSoftplus, Scale,
+ScaledTanh. \"Cases\" are ONNX's own backend tests of the operator and of its function body: those with a right gradient, of all;
 [conformance.md](conformance.md) says why the others are left out (most have no float that depends on a float).
 ";
 
@@ -33,6 +35,8 @@ fn operators_are_current() {
     out.push_str(&families(&table, "FUSED", FUSED, "###"));
     out.push_str("\n## Domain com.microsoft\n\nWhat ONNX Runtime's optimizers write into a model.\n");
     out.push_str(&families(&table, "MICROSOFT", MICROSOFT, "###"));
+    out.push_str("\n## Domain ai.onnx.ml\n\nWhat was learned before networks, and their preprocessing.\n");
+    out.push_str(&families(&table, "CLASSICAL", CLASSICAL, "###"));
     snapshot::check("docs/operators.md", &out);
 }
 

@@ -111,7 +111,7 @@ fn exported_files_compute_what_evaluation_does_at_any_batch_size() {
 fn merged_parameters_get_initializers_of_their_own() {
     for file in ["bert", "vit", "vit_dynamo", "bert_dynamo"] {
         let model = import(repo(&format!("models/{file}.onnx"))).expect("imports");
-        let graph = &model.graph;
+        let (graph, untied) = (&model.graph, &model.untied);
         assert!(untied.len() > 5, "{file}: {}", untied.len());
         let mut values = own_values(graph);
         for (i, u) in untied.iter().enumerate() {
@@ -320,7 +320,7 @@ fn verify_sees_a_changed_weight() {
 #[test]
 fn fresh_weights_keep_the_mode_and_give_finite_logits() {
     for model in models() {
-        let (graph, untied) = (&model.graph, &model.untied);
+        let graph = &model.graph;
         let values = fresh(&graph, 3);
         let proto = with_values(&model, &values).expect("exports");
         let training = |p: &ModelProto| {

@@ -18,6 +18,7 @@ mod kernels;
 mod layers;
 mod methods;
 mod models;
+mod opsets;
 mod optimized;
 mod placement;
 mod replay;

@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::ir::{DType, Tensor, ValueId};
 
 /// Y = softmax(c(s·QKᵀ) + mask)V for every head, c(x) = κ·tanh(x/κ) with κ = `softcap`: written out; the mask is `attn_mask`, added, or,
-/// where it is boolean, −∞ where it is false, and −∞ for later keys with `is_causal`; keys and values follow those of the past; every
-/// kv head serves several of Q; Q [B,S,N·H] or [B,N,S,H], K and V likewise; ONNX Attention-24.
+/// where it is boolean, −∞ where it is false, and −∞ for later keys with `is_causal` and for those outside of the windows; keys and
+/// values follow those of the past; every kv head serves several of Q; Q [B,S,N·H] or [B,N,S,H], K and V likewise; ONNX Attention-25.
 ///
 /// −∞ is the least finite number here; a query that may look at nothing gives 0.
 pub fn attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
@@ -30,7 +30,11 @@ pub fn attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     how.softcap = c.attrs.float("softcap", 0.0)?.into();
     let precision = c.attrs.int("softmax_precision", 0)?;
     how.precision = DType::from_onnx(precision as i32).filter(|t| t.is_float());
-    let causal = c.attrs.flag("is_causal", false)?;
+    let [left, right] = ["left_window_size", "right_window_size"].map(|n| c.attrs.int(n, -1));
+    let mut window = [left?, right?].map(|n| usize::try_from(n).ok());
+    if c.attrs.flag("is_causal", false)? {
+        window[1] = Some(0);
+    }
     let filled = c.opt(6).map(|lens| {
         let lens = b.cast(lens, DType::I64);
         let count = b.len(lens);
@@ -48,16 +52,21 @@ pub fn attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
         Some(filled) => {
             let there = b.binary("Less", st, filled)?;
             how.allow(b, there)?;
-            if causal {
-                // The last query looks at the last key that is filled.
-                let first = b.offset(filled, -(queries as f64))?;
-                let last = b.add(sq, first)?;
-                let before = b.binary("LessOrEqual", st, last)?;
+            // The last query stands at the last key that is filled.
+            let first = b.offset(filled, -(queries as f64))?;
+            let place = b.add(sq, first)?;
+            if let Some(left) = window[0] {
+                let start = b.offset(place, -(left as f64))?;
+                let after = b.binary("GreaterOrEqual", st, start)?;
+                how.allow(b, after)?;
+            }
+            if let Some(right) = window[1] {
+                let end = b.offset(place, right as f64)?;
+                let before = b.binary("LessOrEqual", st, end)?;
                 how.allow(b, before)?;
             }
         }
-        None if causal => how.causal(b, queries, keys, past, None)?,
-        None => {}
+        None => how.look_around(b, [queries, keys], past, window)?,
     }
     let made = how.attend(b, q, k, v)?;
     let y = if flat { join_heads(b, made.y) } else { made.y };
@@ -225,16 +234,16 @@ impl Attend {
         Ok(())
     }
 
-    /// Lets query i, `past` keys late, look at no later key, and at the last `window` alone.
-    pub(super) fn causal(
+    /// Lets query i, which stands at key i + `past`, look at no more than `window` keys before and after it.
+    pub(super) fn look_around(
         &mut self,
         b: &mut Builder<'_>,
-        queries: usize,
-        keys: usize,
+        [queries, keys]: [usize; 2],
         past: usize,
-        window: Option<usize>,
+        [left, right]: [Option<usize>; 2],
     ) -> Result<()> {
-        let sees = |i: usize, t: usize| t <= i + past && window.is_none_or(|w| t + w > i + past);
+        let sees =
+            |i: usize, t: usize| left.is_none_or(|n| t + n >= i + past) && right.is_none_or(|n| t <= i + past + n);
         let table: Vec<f64> =
             (0..queries).flat_map(|i| (0..keys).map(move |t| f64::from(u8::from(sees(i, t))))).collect();
         if table.iter().all(|v| *v == 1.0) {
@@ -294,8 +303,7 @@ impl Attend {
         }
         let dtype = b.dtype(masked);
         shares = b.cast(shares, dtype);
-        // Only a mask that is known at run time can leave a query nothing.
-        if let Some(allowed) = self.allowed.filter(|v| b.graph.constant(*v).is_none()) {
+        if let Some(allowed) = self.allowed.filter(|v| may_hide_all(b, *v)) {
             let zero = b.scalar_like(0.0, shares);
             shares = b.select(allowed, shares, zero)?;
         }
@@ -304,6 +312,13 @@ impl Attend {
         let y = b.reshape(y, &[batch, heads, queries, width]);
         Ok(Attended { product, capped, masked, shares, y })
     }
+}
+
+/// Whether a mask leaves some query nothing to look at, as far as is known.
+fn may_hide_all(b: &Builder<'_>, allowed: ValueId) -> bool {
+    let keys = b.shape(allowed).last().copied().unwrap_or(1).max(1);
+    let values = b.graph.constant(allowed).map(Tensor::to_f64);
+    values.is_none_or(|v| v.chunks(keys).any(|row| row.iter().all(|v| *v == 0.0)))
 }
 
 /// The least finite number in the type of `like`.

@@ -3,7 +3,7 @@
 use super::{Call, Cotangents, Lowered};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::ir::{DType, Type, ValueId};
+use crate::ir::{Attrs, DType, Type, ValueId};
 
 /// Y = A + B: Ā = Ȳ, B̄ = Ȳ; ONNX Add-14.
 pub fn add(_: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
@@ -38,7 +38,7 @@ pub fn div(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     Ok(vec![Some(da), db])
 }
 
-/// Y = A − B·n with an integer n (n = trunc(A/B) with fmod, else ⌊A/B⌋): Ā = Ȳ, B̄ = −n·Ȳ, n = (A − Y)/B rounded; ONNX Mod-13.
+/// Y = A − B·n with an integer n (n = trunc(A/B) with fmod, else ⌊A/B⌋): Ā = Ȳ, B̄ = −n·Ȳ, n = (A − Y)/B rounded; ONNX Mod-28.
 pub fn modulo(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let dy = c.dy()?;
     // Either way of rounding n is recovered from Y.
@@ -47,6 +47,10 @@ pub fn modulo(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
         let multiple = b.sub(c.x(0)?, c.y(0)?)?;
         let n = b.div(multiple, c.x(1)?)?;
         let n = b.unary("Round", n);
+        // Where Y is no number nothing is learned from it.
+        let ty = Type::new(DType::Bool, b.shape(n));
+        let (none, zero) = (b.op("IsNaN", &[n], Attrs::new(), ty), b.scalar_like(0.0, n));
+        let n = b.select(none, zero, n)?;
         let t = b.mul(dy, n)?;
         Some(b.neg(t))
     } else {

@@ -6,7 +6,7 @@
 //! with one-hot rows (few places), and `ScatterElements`, which is sequential (about 9 ns an element).
 
 use super::layout::spread;
-use super::{Call, Cotangents};
+use super::{Call, Cotangents, Lowered};
 use crate::builder::{Builder, attrs};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Tensor, Type, ValueId};
@@ -291,4 +291,15 @@ pub fn compress(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
             Ok(vec![Some(b.reshape(dx, &shape))])
         }
     }
+}
+
+/// Y = X at places of its last dimension: written out as Gather; X […,d], `indices` [I], Y […,I], or [1,I] of a vector; ONNX
+/// ai.onnx.ml ArrayFeatureExtractor-1.
+pub fn array_feature_extractor(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
+    let (x, indices, shape) = (c.x(0)?, c.x(1)?, b.shape(c.y(0)?).to_vec());
+    let n = b.len(indices);
+    let indices = b.reshape(indices, &[n]);
+    let last = b.axis(x, -1)?;
+    let y = b.gather(x, indices, last);
+    Ok(vec![Some(b.reshape(y, &shape))])
 }

@@ -260,12 +260,17 @@ pub fn depth_to_space(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     Ok(vec![Some(b.reshape(moved, &[n, channels, h, w]))])
 }
 
-/// Y moves b×b squares into blocks of channels: X̄ moves them back; [N,C,H,W] → [N,b²C,H/b,W/b]; ONNX SpaceToDepth-13.
+/// Y moves b×b squares into blocks of channels: X̄ moves them back; [N,C,H,W] → [N,b²C,H/b,W/b]; ONNX SpaceToDepth-28, both modes.
 pub fn space_to_depth(b: &mut Builder<'_>, c: &Call<'_>) -> Cotangents {
     let [n, channels, h, w] = image(b, c.x(0)?)?;
     let block = c.attrs.int("blocksize", 1)?.max(1) as usize;
-    let blocks = b.reshape(c.dy()?, &[n, block, block, channels, h / block, w / block]);
-    let moved = b.transpose(blocks, &[0, 3, 4, 1, 5, 2]);
+    let (blocks, perm) = match c.attrs.str("mode", "DCR")? {
+        "DCR" => ([n, block, block, channels, h / block, w / block], [0, 3, 4, 1, 5, 2]),
+        "CRD" => ([n, channels, block, block, h / block, w / block], [0, 1, 4, 2, 5, 3]),
+        other => crate::bail!("mode `{other}` is not known"),
+    };
+    let blocks = b.reshape(c.dy()?, &blocks);
+    let moved = b.transpose(blocks, &perm);
     Ok(vec![Some(b.reshape(moved, &[n, channels, h, w]))])
 }
 

@@ -315,7 +315,7 @@ pub fn group_query_attention(b: &mut Builder<'_>, c: &Call<'_>) -> Lowered {
     let window = (window > 0).then_some(window as usize);
     let keys = b.shape(k)[2];
     if c.attrs.flag("causal", true)? {
-        how.causal(b, length, keys, 0, window)?;
+        how.look_around(b, [length, keys], 0, [window.map(|n| n - 1), Some(0)])?;
     }
     let ends = c.x(5)?;
     let whole = b.graph.constant(ends).and_then(Tensor::uniform) == Some(keys as f64 - 1.0);

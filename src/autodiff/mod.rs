@@ -26,6 +26,7 @@ mod resize;
 mod rule;
 mod sample;
 mod spectral;
+mod state;
 pub mod table;
 mod window;
 

@@ -2,7 +2,7 @@
 
 use super::{
     DOMAIN, Lowering, Rule, activation, attention, conv, elementwise, fuse, index, layout, linalg, loss, microsoft,
-    norm, pool, recurrent, reduce, resize, sample, spectral,
+    norm, pool, recurrent, reduce, resize, sample, spectral, state,
 };
 use crate::error::{Error, Result};
 use crate::ir::Node;
@@ -87,6 +87,7 @@ pub const TABLE: &[(&str, Entry)] = &[
     // Convolutions.
     ("Conv", R(conv::conv)),
     ("ConvTranspose", R(conv::conv_transpose)),
+    ("CausalConvWithState", L(state::causal_conv)),
     // Pooling.
     ("MaxPool", R(pool::max_pool)),
     ("AveragePool", R(pool::average_pool)),
@@ -108,6 +109,8 @@ pub const TABLE: &[(&str, Entry)] = &[
     // Attention.
     ("Attention", L(attention::attention)),
     ("RotaryEmbedding", L(attention::rotary_embedding)),
+    ("LinearAttention", L(state::linear_attention)),
+    ("TensorScatter", L(state::tensor_scatter)),
     // Recurrent layers.
     ("RNN", L(recurrent::rnn)),
     ("GRU", L(recurrent::gru)),
@@ -288,6 +291,29 @@ pub const MICROSOFT: &[(&str, Entry)] = &[
     ("Sampling", Refused("it searches for a sequence, which is piecewise constant")),
 ];
 
+/// Operators of ai.onnx.ml: what was learned before networks.
+#[rustfmt::skip]
+pub const CLASSICAL: &[(&str, Entry)] = &[
+    ("ArrayFeatureExtractor", L(index::array_feature_extractor)),
+    ("Binarizer", NoGradient("its output is piecewise constant")),
+    ("CategoryMapper", NoGradient("it maps strings and integers")),
+    ("LabelEncoder", NoGradient("it maps one value to another")),
+    ("OneHotEncoder", NoGradient("its output is piecewise constant")),
+    ("DictVectorizer", Refused("it reads a map of strings; train the tensors behind it")),
+    ("FeatureVectorizer", Refused("it is not a part of networks; use Concat")),
+    ("Imputer", Refused("it replaces values by rule; impute before the model")),
+    ("LinearClassifier", Refused("its weights are attributes, which are not trained; use Gemm")),
+    ("LinearRegressor", Refused("its weights are attributes, which are not trained; use Gemm")),
+    ("Normalizer", Refused("it is not a part of networks; use LpNormalization")),
+    ("SVMClassifier", Refused("a support vector machine is not trained by gradients")),
+    ("SVMRegressor", Refused("a support vector machine is not trained by gradients")),
+    ("Scaler", Refused("its scales are attributes, which are not trained; use Sub and Div")),
+    ("TreeEnsemble", Refused("decision trees are piecewise constant: no gradient trains them")),
+    ("TreeEnsembleClassifier", Refused("decision trees are piecewise constant: no gradient trains them")),
+    ("TreeEnsembleRegressor", Refused("decision trees are piecewise constant: no gradient trains them")),
+    ("ZipMap", Refused("its output is a list of maps; train the tensor that it reads")),
+];
+
 /// Operators of domain `bisam` that [`fuse()`](super::fuse()) writes into a forward graph.
 #[rustfmt::skip]
 pub const FUSED: &[(&str, Entry)] = &[
@@ -303,7 +329,7 @@ pub const FUSED: &[(&str, Entry)] = &[
 
 /// Every table with the domain of its operators, as users write it.
 pub fn tables() -> Vec<(&'static str, &'static [(&'static str, Entry)])> {
-    vec![("ai.onnx", TABLE), ("com.microsoft", MICROSOFT), (DOMAIN, FUSED)]
+    vec![("ai.onnx", TABLE), ("com.microsoft", MICROSOFT), ("ai.onnx.ml", CLASSICAL), (DOMAIN, FUSED)]
 }
 
 /// The entry of a node's operator.
@@ -315,6 +341,7 @@ pub fn find(node: &Node) -> Result<Entry> {
         "" => TABLE,
         DOMAIN => FUSED,
         "com.microsoft" => MICROSOFT,
+        "ai.onnx.ml" => CLASSICAL,
         _ => &[],
     };
     let entry = table.iter().find(|(op, _)| node.op == *op).map(|(_, e)| *e);

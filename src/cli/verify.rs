@@ -29,8 +29,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let engine = global.engine()?;
     let verdict = verify(&engine, &args.model, args.against.as_deref(), args.batch, args.tolerance)?;
     let other = args.against.as_ref().map_or("tract".into(), |p| p.display().to_string());
+    let note: String =
+        verdict.written_out.iter().map(|why| format!("{why}; what bisam makes of it was run\n")).collect();
     let text = format!(
-        "{} and {other} differ by at most {:.1e} over {} elements (tolerance {:.0e})",
+        "{note}{} and {other} differ by at most {:.1e} over {} elements (tolerance {:.0e})",
         args.model.display(),
         verdict.max_difference,
         verdict.elements,

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Declared, Dim, Node, Source, Tensor, ValueId};
-use crate::onnx::{Model, import, inline_data};
+use crate::onnx::{Model, Weights, emit, import, inline_data};
 use crate::trace::{DEFAULT_DIM, encode};
 use onnx_protobuf::ModelProto;
 use rand::{RngExt, SeedableRng};
@@ -23,6 +23,8 @@ pub struct Verdict {
     pub agrees: bool,
     /// The float outputs, in the file's order.
     pub outputs: Vec<OutputDifference>,
+    /// Files that ONNX Runtime does not run themselves, each with the reason; what this crate makes of them was run in their place.
+    pub written_out: Vec<String>,
 }
 
 /// What was found about one output.
@@ -46,24 +48,45 @@ pub struct OutputDifference {
 pub fn verify(engine: &Engine, path: &Path, against: Option<&Path>, batch: usize, tolerance: f64) -> Result<Verdict> {
     let model = import(path)?;
     let inputs = probes(&model, batch).map_err(|e| e.in_file(path))?;
-    let on_runtime = |model: &Model| -> Result<(Vec<String>, Vec<Tensor>)> {
-        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let run = || {
-            let mut session = engine.compile_model(&encode(&whole(model)?)?)?;
-            let outputs = session.run(&given)?;
-            Ok((session.outputs().to_vec(), outputs))
-        };
-        run().map_err(|e: Error| e.in_file(&model.path).hint("`bisam inspect` shows what stands in the model's way"))
-    };
-    let (names, ours) = on_runtime(&model)?;
+    let ours = on_runtime(engine, &model, &inputs)?;
+    let mut written_out: Vec<String> = ours.instead.iter().cloned().collect();
     let theirs: Vec<(Vec<usize>, Vec<f64>)> = match against {
         Some(other) => {
-            let (_, outputs) = on_runtime(&import(other)?)?;
-            outputs.iter().map(|t| (t.shape().to_vec(), t.to_f64())).collect()
+            let other = on_runtime(engine, &import(other)?, &inputs)?;
+            written_out.extend(other.instead);
+            other.outputs.iter().map(|t| (t.shape().to_vec(), t.to_f64())).collect()
         }
-        None => on_tract(&model, &inputs).map_err(|e| e.in_file(path))?,
+        None => on_tract(&model, ours.proto, &inputs).map_err(|e| e.in_file(path))?,
     };
-    compare(&names, &ours, &theirs, tolerance).map_err(|e| e.in_file(path))
+    let verdict = compare(&ours.names, &ours.outputs, &theirs, tolerance).map_err(|e| e.in_file(path))?;
+    Ok(Verdict { written_out, ..verdict })
+}
+
+/// What ONNX Runtime makes of a file.
+struct Ran {
+    /// What ran.
+    proto: ModelProto,
+    names: Vec<String>,
+    outputs: Vec<Tensor>,
+    /// Why that is not the file itself, if it is not.
+    instead: Option<String>,
+}
+
+/// Runs a file, or, where ONNX Runtime does not (it has no kernel for some operator, for instance), what this crate makes of it.
+fn on_runtime(engine: &Engine, model: &Model, inputs: &[(String, Tensor)]) -> Result<Ran> {
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let run = |proto: ModelProto, instead: Option<String>| -> Result<Ran> {
+        let mut session = engine.compile_model(&encode(&proto)?)?;
+        let outputs = session.run(&given)?;
+        Ok(Ran { proto, names: session.outputs().to_vec(), outputs, instead })
+    };
+    whole(model)
+        .and_then(|proto| run(proto, None))
+        .or_else(|e| {
+            let why = format!("ONNX Runtime does not run {} itself: {}", model.path.display(), e.cause());
+            run(emit(&model.graph, Weights::Initializers), Some(why)).map_err(|_| e)
+        })
+        .map_err(|e| e.in_file(&model.path).hint("`bisam inspect` shows what stands in the model's way"))
 }
 
 /// The model with the data of its tensors, as one message.
@@ -100,7 +123,8 @@ fn compare(names: &[String], ours: &[Tensor], theirs: &[(Vec<usize>, Vec<f64>)],
         return Err(Error::new("there is no float output to compare"));
     }
     let max_difference = outputs.iter().map(|o| o.max_difference).fold(0.0, f64::max);
-    Ok(Verdict { max_difference, elements, agrees: max_difference <= tolerance, outputs })
+    let agrees = max_difference <= tolerance;
+    Ok(Verdict { max_difference, elements, agrees, outputs, written_out: Vec::new() })
 }
 
 /// Seeded values for every input.
@@ -141,15 +165,14 @@ fn rows_of_table(model: &Model, input: ValueId) -> Option<usize> {
     first_axis.filter_map(|n| graph.tensor(n.input(0)?)?.shape().first().copied()).filter(|n| *n > 0).min()
 }
 
-/// Shape and values of every output.
-fn on_tract(model: &Model, inputs: &[(String, Tensor)]) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
+/// Shape and values of every output of `proto`, which is the model's or stands for it.
+fn on_tract(model: &Model, mut proto: ModelProto, inputs: &[(String, Tensor)]) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
     let training = |n: &&Node| n.is("BatchNormalization") && n.attrs.get("training_mode") == Some(&Attr::Int(1));
     if let Some(node) = model.graph.nodes.iter().find(training) {
         return Err(node.blame(Error::new("it is in training mode, which tract does not run")).hint(
             "export the model in evaluation mode, or compare with another file on ONNX Runtime: --against MODEL2",
         ));
     }
-    let mut proto = whole(model)?;
     // tract does not unify a symbolic dimension that is declared for a value inside with the number given for the inputs.
     proto.graph.mut_or_insert_default().value_info.clear();
     let bytes = encode(&proto)?;

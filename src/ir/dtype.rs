@@ -45,6 +45,27 @@ impl DType {
         TABLE.iter().find(|r| r.0 == self).unwrap_or(&TABLE[0])
     }
 
+    /// The name of an ONNX number, also of a type that this crate has no tensors of.
+    pub fn name_of(number: i32) -> String {
+        const OTHERS: &[(i32, &str)] = &[
+            (14, "complex64"),
+            (15, "complex128"),
+            (17, "float8e4m3fn"),
+            (18, "float8e4m3fnuz"),
+            (19, "float8e5m2"),
+            (20, "float8e5m2fnuz"),
+            (21, "uint4"),
+            (22, "int4"),
+            (23, "float4e2m1"),
+            (24, "float8e8m0"),
+            (25, "uint2"),
+            (26, "int2"),
+        ];
+        let other = OTHERS.iter().find(|(n, _)| *n == number).map(|(_, name)| (*name).to_owned());
+        let known = Self::from_onnx(number).map(|t| t.to_string());
+        known.or(other).unwrap_or_else(|| format!("number {number}"))
+    }
+
     /// The ONNX number (`TensorProto.DataType`).
     pub fn onnx(self) -> i32 {
         self.row().1

@@ -19,6 +19,7 @@ const TYPES: &[(&str, &str)] = &[
     ("BlackmanWindow", "output_datatype"),
     ("MelWeightMatrix", "output_datatype"),
     ("Attention", "softmax_precision"),
+    ("DequantizeLinear", "output_dtype"),
 ];
 
 /// Inputs that are f32 whatever the type of the rest.

@@ -3,8 +3,9 @@
 use super::attrs::to_attr;
 use super::external::DataFiles;
 use super::record::Record;
-use super::roles::{RoleReason, Untied, assign};
-use super::{artifacts, inline, upgrade};
+use super::roles::{Role, RoleReason, Untied, assign};
+use super::tensor::narrow_type;
+use super::{artifacts, changes, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
@@ -68,20 +69,32 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
 /// # Errors
 /// As [`import`], but the file is not named.
 pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
-    let mut graph = to_graph(&proto, folder_of(path))
+    let (mut graph, attributes) = to_graph(&proto, folder_of(path))
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
     set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
-    let (roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
+    let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
+    fix_attributes(&mut graph, &mut roles, &attributes);
     graph.check()?;
     Ok(Model { path: path.to_owned(), proto, graph, roles, untied })
+}
+
+/// Keeps constants that were attributes: a trained value of them would have no place in the file.
+fn fix_attributes(graph: &mut Graph, roles: &mut [RoleReason], attributes: &[ValueId]) {
+    for role in roles.iter_mut().filter(|r| attributes.contains(&r.value)) {
+        if let Some(tensor) = graph.tensor(role.value).cloned() {
+            graph.set_source(role.value, Source::Constant(tensor));
+        }
+        (role.role, role.reason) = (Role::Constant, "an attribute of its operator");
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
+/// The graph of a message, and the constants of it that were attributes.
+fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> {
     let Some(g) = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty()) else {
         return Err(Error::new("the model has no graph").hint("this is not an exported ONNX model"));
     };
@@ -92,26 +105,54 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Graph> {
         let newest = graph.opsets.entry(domain.into()).or_insert(0);
         *newest = import.version.max(*newest);
     }
+    // A file of other domains alone need not say one of ai.onnx.
+    if !uses_default_domain(&g.node) {
+        graph.opsets.entry(String::new()).or_insert(upgrade::TARGET);
+    }
     let functions: HashSet<&str> = proto.functions.iter().map(|f| f.domain.as_str()).collect();
     graph.opsets.retain(|d, _| d.is_empty() || !functions.contains(d.as_str()));
     let opset = graph.opset();
+    if opset == 0 {
+        return Err(Error::new("the file does not say its operator set").hint("export the model again"));
+    }
     if opset < MIN_OPSET {
         return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
             .hint("convert the file with onnx.version_converter, or export it again"));
     }
-    let nodes = inline::inline(proto)?;
-    fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
-    Ok(graph)
+    let nodes = inline::inline(proto, opset)?;
+    let attributes = fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
+    changes::settle(&mut graph);
+    Ok((graph, attributes))
 }
 
-/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it.
+/// Integers of 2 and 4 bits are read as such of 8: only an operator that makes floats of them does not see the difference.
+fn narrow_integers(graph: &Graph, g: &GraphProto, nodes: &[NodeProto]) -> Result<()> {
+    let narrow = |number: i32| narrow_type(number).is_some();
+    let stored = g.initializer.iter().filter(|t| narrow(t.data_type)).map(|t| &t.name);
+    let inputs = g.input.iter().filter(|i| narrow(i.type_.tensor_type().elem_type)).map(|i| &i.name);
+    let constant = |n: &&NodeProto| n.op_type == "Constant" && n.attribute.iter().any(|a| narrow(a.t.data_type));
+    let constants = nodes.iter().filter(constant).flat_map(|n| &n.output);
+    let values: HashSet<ValueId> = stored.chain(inputs).chain(constants).filter_map(|n| graph.find(n)).collect();
+    let reads = |n: &&Node| !n.is("DequantizeLinear") && n.inputs.iter().flatten().any(|v| values.contains(v));
+    match graph.nodes.iter().find(reads) {
+        None => Ok(()),
+        Some(node) => Err(node.blame(Error::new("it reads integers of 2 or 4 bits, which only DequantizeLinear may"))),
+    }
+}
+
+fn uses_default_domain(nodes: &[NodeProto]) -> bool {
+    nodes.iter().any(|n| domain(&n.domain).is_empty() || bodies(n).any(|a| uses_default_domain(&a.g.node)))
+}
+
+/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it. The result is
+/// the constants that were attributes.
 fn fill(
     graph: &mut Graph,
     g: &GraphProto,
     nodes: &[NodeProto],
     captured: Option<&[String]>,
     files: &mut DataFiles,
-) -> Result<()> {
+) -> Result<Vec<ValueId>> {
     let mut values = constants(graph, g, files)?;
     for info in &g.input {
         // Before IR version 4 initializers were listed as inputs too.
@@ -135,7 +176,8 @@ fn fill(
         let node = &nodes[i];
         add_node(graph, node, &mut values, files).map_err(|e| e.at_node(&node.op_type, display_name(node)))?;
     }
-    upgrade::upgrade(graph)?;
+    narrow_integers(graph, g, nodes)?;
+    let attributes = upgrade::upgrade(graph)?;
     if g.output.is_empty() {
         crate::bail!("the model has no outputs");
     }
@@ -143,7 +185,7 @@ fn fill(
         let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
         graph.outputs.push(*v);
     }
-    Ok(())
+    Ok(attributes)
 }
 
 /// The graphs among a node's attributes.
@@ -224,7 +266,8 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
         return Err(Error::new("only tensors can be inputs").hint("export the model without sequences or maps"));
     };
     let dtype = DType::from_onnx(t.elem_type)
-        .ok_or_else(|| Error::new(format!("tensors of ONNX type {} are not supported", t.elem_type)))?;
+        .or_else(|| narrow_type(t.elem_type).map(|(_, wide)| wide))
+        .ok_or_else(|| Error::new(format!("tensors of type {} are not supported", DType::name_of(t.elem_type))))?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
         Some(dimension::Value::DimValue(n)) if (0..MAX_DIM).contains(n) => Ok(Dim::Fixed(*n as usize)),
         // Several old exporters wrote -1 for "any".

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod attrs;
+mod changes;
 mod emit;
 mod external;
 mod fixed;
@@ -13,6 +14,7 @@ mod roles;
 mod tensor;
 mod upgrade;
 
+pub(crate) use changes::change_between;
 pub use emit::{Weights, emit, save, write_atomically};
 pub(crate) use external::inline_data;
 pub(crate) use import::declared;

@@ -9,6 +9,9 @@ use onnx_protobuf::TensorProto;
 /// # Errors
 /// Negative dimensions, a type this crate has no tensors of, data that does not fill the shape, or data kept outside.
 pub fn to_tensor(proto: &TensorProto) -> Result<Tensor> {
+    if let Some(tensor) = narrow(proto)? {
+        return Ok(tensor);
+    }
     let (dtype, shape) = header(proto)?;
     if proto.data_location.enum_value_or_default() == onnx_protobuf::tensor_proto::DataLocation::EXTERNAL {
         crate::bail!("its data lies outside the file");
@@ -28,13 +31,52 @@ pub fn to_tensor(proto: &TensorProto) -> Result<Tensor> {
     Tensor::from_bytes(dtype, &shape, bytes)
 }
 
+/// Bits of an element, and the type of 8 bits that holds it, of the integers that several share a byte.
+pub(super) fn narrow_type(number: i32) -> Option<(usize, DType)> {
+    match number {
+        21 => Some((4, DType::U8)),
+        22 => Some((4, DType::I8)),
+        25 => Some((2, DType::U8)),
+        26 => Some((2, DType::I8)),
+        _ => None,
+    }
+}
+
+/// A tensor of integers of 2 or 4 bits, an element a byte; `None` for other types.
+fn narrow(proto: &TensorProto) -> Result<Option<Tensor>> {
+    let Some((bits, dtype)) = narrow_type(proto.data_type) else { return Ok(None) };
+    let widened = TensorProto { data_type: dtype.onnx(), dims: proto.dims.clone(), ..Default::default() };
+    let (_, shape) = header(&widened)?;
+    if proto.data_location.enum_value_or_default() == onnx_protobuf::tensor_proto::DataLocation::EXTERNAL {
+        crate::bail!(
+            "its data lies outside the file, which is not supported for type {}",
+            DType::name_of(proto.data_type)
+        );
+    }
+    let packed: Vec<u8> = match proto.raw_data.is_empty() {
+        true => proto.int32_data.iter().map(|v| *v as u8).collect(),
+        false => proto.raw_data.clone(),
+    };
+    let n: usize = shape.iter().product();
+    let element = |i: usize| -> Option<f64> {
+        // The first element is in the lowest bits.
+        let byte = packed.get(i * bits / 8)? >> (i * bits % 8);
+        let value = i32::from(byte) & ((1 << bits) - 1);
+        let negative = dtype == DType::I8 && value >> (bits - 1) == 1;
+        Some(f64::from(if negative { value - (1 << bits) } else { value }))
+    };
+    let values: Option<Vec<f64>> = (0..n).map(element).collect();
+    let values = values.ok_or_else(|| Error::new(format!("{} bytes do not fill the shape {shape:?}", packed.len())))?;
+    Ok(Some(Tensor::from_f64(dtype, &shape, &values)))
+}
+
 /// Type and shape of a tensor, without its data.
 ///
 /// # Errors
 /// Negative or absurd dimensions, or a type this crate has no tensors of.
 pub(super) fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>)> {
     let dtype = DType::from_onnx(proto.data_type).filter(|d| *d != DType::Str).ok_or_else(|| {
-        Error::new(format!("tensors of ONNX type {} are not supported", proto.data_type))
+        Error::new(format!("tensors of type {} are not supported", DType::name_of(proto.data_type)))
             .hint("supported are float16/32/64, bfloat16, the integers of 8 to 64 bits and bool")
     })?;
     let shape: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
@@ -76,6 +118,16 @@ mod tests {
             let proto = TensorProto { data_type: 1, dims, float_data: vec![0.0; 2], ..Default::default() };
             assert!(to_tensor(&proto).is_err());
         }
+    }
+
+    #[test]
+    fn integers_of_four_bits_are_read() -> Result<()> {
+        let proto =
+            |data_type| TensorProto { data_type, dims: vec![3], raw_data: vec![0xF1, 0x08], ..Default::default() };
+        assert_eq!(to_tensor(&proto(22))?.to_f64(), [1.0, -1.0, -8.0]);
+        assert_eq!(to_tensor(&proto(21))?.to_f64(), [1.0, 15.0, 8.0]);
+        assert!(to_tensor(&TensorProto { dims: vec![9], ..proto(22) }).is_err());
+        Ok(())
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::autodiff::DOMAIN;
 use crate::autodiff::lower_uniform;
 use crate::ir::{Attr, DType, Graph, Node, Source, ValueId};
+use crate::onnx::change_between;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -15,9 +16,6 @@ const TABLE: &str = include_str!("cuda_provider.tsv");
 
 /// The newest operator set that the provider has kernels of every older operator for.
 const OPSET: i64 = 21;
-/// Operators newer than that.
-const NEWER: &[&str] =
-    &["RMSNormalization", "Attention", "RotaryEmbedding", "TensorScatter", "Swish", "CumProd", "BitCast"];
 
 /// A node that keeps a stage from running on the device as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -134,9 +132,10 @@ pub fn for_cuda(graph: &Graph) -> Graph {
     if lower_uniform(&mut plain).is_ok() {
         graph = plain;
     }
-    let newer = graph.nodes.iter().any(|n| n.domain.is_empty() && NEWER.contains(&n.op.as_str()));
-    if let Some(opset) = graph.opsets.get_mut("").filter(|v| **v > OPSET && !newer) {
-        *opset = OPSET;
+    let from = graph.opset();
+    let newer = |n: &Node| n.domain.is_empty() && change_between(&n.op, OPSET, from).is_some();
+    if from > OPSET && !graph.nodes.iter().any(newer) {
+        graph.opsets.insert(String::new(), OPSET);
     }
     graph
 }

@@ -71,6 +71,11 @@ const TRACED: [usize; 2] = [2, 3];
 pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<()> {
     let targets = input_shapes(graph, sizes)?;
     let batch = sizes.batch;
+    // Nothing says the types inside its body, which a runtime wants to know.
+    if graph.nodes.iter().any(|n| n.is("SequenceMap")) {
+        let unfolded = graph.clone();
+        control::resolve(graph, &unfolded)?;
+    }
     loop {
         // A batch no larger than the traced ones is traced itself.
         let types = if batch <= TRACED[1] {

@@ -75,7 +75,59 @@ pub fn rows() -> Vec<Row> {
             .int("rotary_embedding_dim", 4)
             .int("interleaved", 1),
     ]);
+    let windowed = |note: &str| flat(note).opset(25);
+    rows.extend([
+        windowed("window before").int("left_window_size", 1),
+        windowed("window after").int("right_window_size", 1),
+        windowed("window around").int("left_window_size", 1).int("right_window_size", 1),
+        windowed("window before, causal").int("left_window_size", 1).int("is_causal", 1),
+        windowed("window after, past")
+            .absent()
+            .x(&[2, 2, 2, 4])
+            .x(&[2, 2, 2, 3])
+            .int("left_window_size", 2)
+            .int("right_window_size", 1),
+    ]);
+    rows.extend(with_state());
     rows
+}
+
+/// Linear attention, causal convolutions and caches, which carry a state.
+fn with_state() -> Vec<Row> {
+    let linear = |rule: &str, note: &str| {
+        let row = row("LinearAttention", &format!("{rule}{note}")).opset(27).single();
+        row.int("q_num_heads", 4).int("kv_num_heads", 2).str("update_rule", rule)
+    };
+    let inputs = |row: Row| row.x(&[2, 3, 8]).x(&[2, 3, 4]).x(&[2, 3, 6]);
+    let both = [true, true];
+    let convolution = |note: &str| row("CausalConvWithState", note).opset(27).single();
+    let scatter = |note: &str| row("TensorScatter", note).opset(24);
+    vec![
+        inputs(linear("linear", "")).outputs(&both),
+        inputs(linear("linear", ", past, scale")).x(&[2, 2, 2, 3]).float("scale", 0.7).outputs(&both),
+        inputs(linear("gated", "")).absent().x(&[2, 3, 4]).outputs(&both),
+        inputs(linear("gated", ", one decay for a head, past")).x(&[2, 2, 2, 3]).x(&[2, 3, 2]).outputs(&both),
+        inputs(linear("delta", "")).absent().absent().x(&[2, 3, 2]).outputs(&both),
+        inputs(linear("delta", ", one rate, past")).x(&[2, 2, 2, 3]).absent().x(&[2, 3, 1]).outputs(&both),
+        inputs(linear("gated_delta", ", past")).x(&[2, 2, 2, 3]).x(&[2, 3, 4]).x(&[2, 3, 2]).outputs(&both),
+        convolution("plain").x(&[2, 3, 5]).x(&[3, 1, 3]).outputs(&both),
+        convolution("bias, past").x(&[2, 3, 2]).x(&[3, 1, 4]).x(&[3]).x(&[2, 3, 3]).outputs(&both),
+        convolution("silu, past")
+            .x(&[2, 3, 4])
+            .x(&[3, 1, 2])
+            .absent()
+            .x(&[2, 3, 1])
+            .str("activation", "silu")
+            .outputs(&both),
+        scatter("from the start").x(&[2, 3, 5, 2]).x(&[2, 3, 2, 2]),
+        scatter("places").x(&[2, 5, 2]).x(&[2, 2, 2]).at_run_time(Tensor::ints(&[3, 1])),
+        scatter("circular, axis")
+            .x(&[2, 3, 5])
+            .x(&[2, 3, 2])
+            .at_run_time(Tensor::ints(&[4, 6]))
+            .int("axis", -1)
+            .str("mode", "circular"),
+    ]
 }
 
 /// Positions of two sequences of three in a cache of five.

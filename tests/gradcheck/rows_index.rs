@@ -20,6 +20,8 @@ pub fn rows() -> Vec<Row> {
     let depth = Tensor::scalar(DType::I64, 4.);
     let k = |k: i64| Tensor::ints(&[k]);
     vec![
+        row("ArrayFeatureExtractor", "matrix").of_domain("ai.onnx.ml").x(&[3, 4]).ints(&[2, 0, 2]).single(),
+        row("ArrayFeatureExtractor", "vector").of_domain("ai.onnx.ml").x(&[4]).ints(&[3, 1]).single(),
         row("Gather", "wide rows: one-hot").x(&[3, 20]).at_run_time(twice.clone()),
         row("Gather", "thin rows: scatter").x(&[30, 1]).at_run_time(twice.clone()),
         row("Gather", "axis 1").x(&[2, 3, 4]).at_run_time(twice.clone()).int("axis", 1),

@@ -50,6 +50,7 @@ pub fn rows() -> Vec<Row> {
         row("DepthToSpace", "DCR").x(&[2, 8, 2, 3]).int("blocksize", 2),
         row("DepthToSpace", "CRD").x(&[1, 9, 2, 1]).int("blocksize", 3).str("mode", "CRD"),
         row("SpaceToDepth", "any").x(&[2, 3, 4, 6]).int("blocksize", 2),
+        row("SpaceToDepth", "CRD").x(&[2, 3, 4, 6]).int("blocksize", 2).str("mode", "CRD").opset(28),
         row("Trilu", "upper").x(&[2, 3, 4]),
         row("Trilu", "lower, k -1").x(&[4, 3]).constant(Tensor::scalar(bisam::ir::DType::I64, -1.)).int("upper", 0),
         row("ReverseSequence", "batch first")
