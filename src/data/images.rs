@@ -1,129 +1,269 @@
 //! Folders of images: `train/<class>/*`, `valid/<class>/*`, `test/<class>/*`, or one folder of classes.
 
-use super::decode::{ImageFiles, header};
-use super::{Dataset, Images, Samples, Splits};
-use crate::error::{Error, IoContext, Result};
-use std::fs;
+use super::classes::{MODEL, TRAINING, numbers_as_text, unknown};
+use super::decode::{Header, ImageFiles, header, on_all_cores, other_size};
+use super::folders::{Content, LAYOUT, Part, classes_in, content, find, name};
+use super::{Dataset, Images, Opening, Samples, Splits};
+use crate::error::{Error, Result};
+use crate::wording::{count, list};
 use std::path::{Path, PathBuf};
 
-const LAYOUT: &str = "expected train/<class>/*.jpg with test/<class>/*.jpg and valid/<class>/*.jpg beside it where there \
-                      are such sets, or <class>/*.jpg alone; JPEG and PNG files are read";
+/// Damaged files that a note names.
+const SHOWN_DAMAGED: usize = 3;
 
 /// Image files with their class.
 type Files = Vec<(PathBuf, i64)>;
 
+/// The folders of one part, by class.
+struct Classes {
+    part: Part,
+    root: PathBuf,
+    content: Content,
+}
+
 /// Reads the folder; classes and files are sorted by name, and folders within a class are searched too.
 ///
-/// Every image is resized to `size` (height, width; its aspect ratio is not kept) by a triangle filter as wide as the
-/// shrinking needs, Pillow's `BILINEAR`. Without `size` they must be of one size. When all images are grayscale there is
-/// one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their files.
-pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
-    let part = |names: &[&str]| names.iter().map(|n| dir.join(n)).find(|d| d.is_dir());
-    let (valid, test) = (part(&["valid", "val", "validation"]), part(&["test"]));
-    let root = match part(&["train"]) {
-        Some(train) => train,
-        None if valid.is_none() && test.is_none() => dir.to_path_buf(),
-        None => return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT)),
-    };
-
-    let classes = class_names(&root)?;
-    let train = list(&root, &classes)?;
-    for (name, class) in classes.iter().zip(0..) {
-        if !train.iter().any(|(_, c)| *c == class) {
-            return Err(Error::new("this class has no images").in_file(root.join(name)).hint(LAYOUT));
+/// Every image is turned as its EXIF orientation says and resized to `size` (height, width; its aspect ratio is not kept) by a triangle
+/// filter as wide as the shrinking needs, Pillow's `BILINEAR`. Without `size` they must be of one size. When all images are grayscale
+/// there is one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their
+/// files.
+pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize, opening: &Opening<'_>) -> Result<Splits> {
+    let folders = find(dir, opening.classes)?;
+    let mut notes = folders.notes;
+    let mut parts = Vec::new();
+    let mut own: Vec<String> = Vec::new();
+    for (part, folder) in Part::ALL.into_iter().zip(&folders.parts) {
+        let Some(folder) = folder else { continue };
+        let is_class = |name: &str| own.iter().chain(opening.classes).any(|c| c == name);
+        let root = if folders.divided { classes_in(folder, part, is_class)? } else { folder.clone() };
+        let Some(classes) = Classes::new(part, root, &mut notes)? else { continue };
+        if part == Part::Train || parts.is_empty() {
+            own = classes.names();
         }
+        parts.push(classes);
     }
-    let valid = valid.map(|d| list(&d, &classes)).transpose()?;
-    let test = test.map(|d| list(&d, &classes)).transpose()?;
-
-    let (size, like) = match size {
-        Some(size) => (size, None),
-        None => (header(&train[0].0)?.0, Some(train[0].0.clone())),
-    };
-    let parts = || [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten();
-    let channels = if has_color(parts().flatten())? { 3 } else { 1 };
-    let count: usize = parts().map(Vec::len).sum();
-    let bytes = count.saturating_mul(size.0 * size.1 * channels);
-    let mut notes = Vec::new();
+    if opening.evaluate && folders.parts[0].is_none() {
+        own = parts.iter().flat_map(Classes::names).collect();
+        own.sort();
+        own.dedup();
+    } else if parts.first().is_none_or(|p| p.part != Part::Train) {
+        return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT));
+    }
+    let classes = class_order(&parts, own, opening, &mut notes)?;
+    let mut passed_over = Vec::new();
+    let mut files: Vec<Files> = Vec::new();
+    for part in std::mem::take(&mut parts) {
+        let of_part = part.files(&classes, opening, &mut passed_over)?;
+        if of_part.is_empty() && part.part != Part::Train {
+            notes.push(format!("{} has no images: there is no {} set", part.root.display(), part.part.title()));
+            continue;
+        }
+        part.check_files(&of_part, &classes, opening.evaluate)?;
+        files.push(of_part);
+        parts.push(part);
+    }
+    if !passed_over.is_empty() {
+        let names: Vec<String> = passed_over.iter().map(|p| shown(p, dir)).collect();
+        notes.push(format!("{} that {} no image: {}", count(names.len(), "file"), are(names.len()), list(&names)));
+    }
+    let headers = check(dir, &mut files, opening, &mut notes, |path: &PathBuf| header(path))?;
+    let (size, like) = one_size(size, &files, &headers)?;
+    let channels = if headers.iter().any(|h| h.color) { 3 } else { 1 };
+    let transparent = headers.iter().filter(|h| h.alpha).count();
+    if transparent > 0 {
+        notes.push(format!("transparency is dropped: {transparent} of {} have it", count(headers.len(), "image")));
+    }
+    let images = |paths: Vec<PathBuf>| ImageFiles { paths, like: like.clone() };
+    if opening.skip_damaged {
+        let decodes =
+            |path: &PathBuf| images(vec![path.clone()]).decode(&[0], [size.0, size.1, channels], &mut Vec::new());
+        check(dir, &mut files, opening, &mut notes, decodes)?;
+    }
+    for (part, files) in parts.iter().zip(&files) {
+        part.check_files(files, &classes, opening.evaluate)?;
+    }
+    let all: usize = files.iter().map(Vec::len).sum();
+    let bytes = all.saturating_mul(size.0 * size.1 * channels);
     if bytes > memory {
         let gigabytes = bytes as f64 / f64::from(1 << 30);
         notes.push(format!(
-            "{count} images would take {gigabytes:.1} GiB of memory: they are decoded anew whenever they are needed"
+            "{all} images would take {gigabytes:.1} GiB of memory: they are decoded anew whenever they are needed"
         ));
     }
     let set = |files: Files| -> Result<Dataset> {
         let (paths, labels) = files.into_iter().unzip();
-        let images = Images::of_files(ImageFiles { paths, like: like.clone() }, size.0, size.1, channels);
+        let images = Images::of_files(images(paths), size.0, size.1, channels);
         let images = if bytes > memory { images } else { images.held()? };
         Ok(Dataset::new(Samples::Images(images), labels))
     };
-    let [valid, test] = [valid, test].map(|files| files.map(set).transpose());
-    Ok(Splits { train: set(train)?, valid: valid?, test: test?, classes, notes })
+    let mut sets = [None, None, None];
+    for (part, files) in parts.iter().zip(files) {
+        sets[part.part as usize] = Some(set(files)?);
+    }
+    let [train, valid, test] = sets;
+    let train = train.map_or_else(|| set(Files::new()), Ok)?;
+    Ok(Splits { train, valid, test, classes, named: true, notes })
 }
 
-/// Whether any of the images has color.
-fn has_color<'a>(files: impl Iterator<Item = &'a (PathBuf, i64)>) -> Result<bool> {
-    for (path, _) in files {
-        if header(path)?.1 {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Entries of a folder, sorted, hidden ones aside.
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir).file(dir)? {
-        let entry = entry.file(dir)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn class_names(root: &Path) -> Result<Vec<String>> {
-    let folders = entries(root)?.into_iter().filter(|p| p.is_dir());
-    let names: Vec<String> = folders.filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
-    if names.is_empty() {
-        return Err(Error::new("no class folders here").in_file(root).hint(LAYOUT));
-    }
-    Ok(names)
-}
-
-/// The images of every class of one part.
-fn list(root: &Path, classes: &[String]) -> Result<Files> {
-    let mut files = Files::new();
-    for name in class_names(root)? {
-        let dir = root.join(&name);
-        let Some(class) = classes.iter().position(|c| *c == name) else {
-            return Err(Error::new(format!("class `{name}` is not among the training classes")).in_file(dir));
-        };
-        search(&dir, class as i64, &mut files)?;
-    }
-    if files.is_empty() {
-        return Err(Error::new("no images here").in_file(root).hint(LAYOUT));
-    }
-    Ok(files)
-}
-
-/// Adds the images under `dir`. Other files are passed over, but not images that cannot be read.
-fn search(dir: &Path, class: i64, files: &mut Files) -> Result<()> {
-    for path in entries(dir)? {
-        if path.is_dir() {
-            search(&path, class, files)?;
-            continue;
-        }
-        match path.extension().unwrap_or_default().to_string_lossy().to_lowercase().as_str() {
-            "jpg" | "jpeg" | "png" => files.push((path, class)),
-            other @ ("bmp" | "gif" | "tif" | "tiff" | "webp" | "ppm" | "pgm" | "jp2" | "avif") => {
-                let cause = format!("{other} images are not supported");
-                return Err(Error::new(cause).in_file(path).hint("convert it to JPEG or PNG"));
+impl Classes {
+    /// The class folders of a part; `None`, with a note, for a validation or test set without labelled images.
+    fn new(part: Part, root: PathBuf, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        let content = content(&root)?;
+        let alone = content.images.len();
+        if content.folders.is_empty() {
+            let cause = match alone {
+                0 => "no images here".to_owned(),
+                n => format!("{} here, but no class folders: every class needs a folder of its own", count(n, "image")),
+            };
+            if part == Part::Train {
+                return Err(Error::new(cause).in_file(root).hint(LAYOUT));
             }
-            _ => {}
+            let why = if alone == 0 { "no images" } else { "images without class folders, so without labels" };
+            notes.push(format!("{} has {why}: there is no {} set", root.display(), part.title()));
+            return Ok(None);
         }
+        if alone > 0 {
+            let lie = if alone == 1 { "lies" } else { "lie" };
+            let images = count(alone, "image");
+            notes.push(format!(
+                "{images} in {} {lie} beside the class folders and {} not used",
+                root.display(),
+                are(alone)
+            ));
+        }
+        Ok(Some(Self { part, root, content }))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.content.folders.iter().map(|f| name(f)).collect()
+    }
+
+    /// The images of every class.
+    fn files(&self, classes: &[String], opening: &Opening<'_>, passed_over: &mut Vec<PathBuf>) -> Result<Files> {
+        let mut files = Files::new();
+        for folder in &self.content.folders {
+            let Some(class) = classes.iter().position(|c| *c == name(folder)) else {
+                return Err(unknown(&name(folder), classes, TRAINING, opening.evaluate).in_file(folder));
+            };
+            search(folder, class as i64, &mut files, passed_over)?;
+        }
+        Ok(files)
+    }
+
+    /// Every part has images, and for training every class.
+    fn check_files(&self, files: &Files, classes: &[String], evaluate: bool) -> Result<()> {
+        if files.is_empty() {
+            return Err(Error::new("no images here").in_file(&self.root).hint(LAYOUT));
+        }
+        if evaluate || self.part != Part::Train {
+            return Ok(());
+        }
+        let mut has = vec![false; classes.len()];
+        files.iter().for_each(|(_, class)| has[*class as usize] = true);
+        let empty = |folder: &&PathBuf| classes.iter().position(|c| *c == name(folder)).is_some_and(|c| !has[c]);
+        match self.content.folders.iter().find(empty) {
+            Some(folder) => Err(Error::new("this class has no images").in_file(folder).hint(LAYOUT)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The classes in the order of their numbers: as the model knows them, or else the folders in alphabetical order.
+fn class_order(
+    parts: &[Classes],
+    own: Vec<String>,
+    opening: &Opening<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<String>> {
+    let folders = || parts.iter().flat_map(|p| &p.content.folders);
+    if !opening.classes.is_empty() {
+        match folders().find(|f| !opening.classes.contains(&name(f))) {
+            None => return Ok(opening.classes.to_vec()),
+            Some(_) if opening.rename => {
+                notes.push(format!("the model's classes were {}: they get new names", list(opening.classes)))
+            }
+            Some(folder) => {
+                return Err(unknown(&name(folder), opening.classes, MODEL, opening.evaluate).in_file(folder));
+            }
+        }
+    }
+    notes.extend(numbers_as_text(&own));
+    Ok(own)
+}
+
+fn are(n: usize) -> &'static str {
+    if n == 1 { "is" } else { "are" }
+}
+
+/// A file as a note names it.
+fn shown(path: &Path, dir: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).display().to_string()
+}
+
+/// What `look` finds in every file. Files in which it finds damage are an error, or left out with a note where that is wanted.
+fn check<T: Send>(
+    dir: &Path,
+    files: &mut [Files],
+    opening: &Opening<'_>,
+    notes: &mut Vec<String>,
+    look: impl Fn(&PathBuf) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let (mut found, mut damaged) = (Vec::new(), Vec::new());
+    for part in files {
+        let results = on_all_cores(part, |(path, _)| look(path))?;
+        let mut good = Files::with_capacity(part.len());
+        for (file, result) in part.drain(..).zip(results) {
+            match result {
+                Ok(t) => {
+                    found.push(t);
+                    good.push(file);
+                }
+                Err(e) => damaged.push((file.0, e)),
+            }
+        }
+        *part = good;
+    }
+    let all = damaged.len();
+    if !opening.skip_damaged {
+        return match damaged.into_iter().next() {
+            Some((_, e)) if all > 1 => Err(e.and(&format!("; there are {all} such files"))),
+            Some((_, e)) => Err(e),
+            None => Ok(found),
+        };
+    }
+    if all > 0 {
+        let told = damaged.iter().take(SHOWN_DAMAGED).map(|(path, e)| format!("{} ({})", shown(path, dir), e.cause()));
+        let told = told.collect::<Vec<_>>().join(", ");
+        let more = if all > SHOWN_DAMAGED { ", …" } else { "" };
+        notes.push(format!("{} {} left out: {told}{more}", count(all, "damaged file"), are(all)));
+    }
+    Ok(found)
+}
+
+/// The size that images are brought to, and where none is given the file whose size all must have.
+fn one_size(
+    size: Option<(usize, usize)>,
+    files: &[Files],
+    headers: &[Header],
+) -> Result<((usize, usize), Option<PathBuf>)> {
+    if let Some(size) = size {
+        return Ok((size, None));
+    }
+    let mut all = files.iter().flatten().map(|(path, _)| path).zip(headers);
+    let Some((like, first)) = all.next() else { return Ok(((1, 1), None)) };
+    match all.find(|(_, h)| h.size != first.size) {
+        Some((path, other)) => Err(other_size(path, other.size, like, first.size)),
+        None => Ok((first.size, Some(like.clone()))),
+    }
+}
+
+/// Adds the images under `dir`; other files are passed over.
+fn search(dir: &Path, class: i64, files: &mut Files, passed_over: &mut Vec<PathBuf>) -> Result<()> {
+    let here = content(dir)?;
+    files.extend(here.images.into_iter().map(|path| (path, class)));
+    passed_over.extend(here.others);
+    for folder in here.folders {
+        search(&folder, class, files, passed_over)?;
     }
     Ok(())
 }
@@ -132,6 +272,11 @@ fn search(dir: &Path, class: i64, files: &mut Files) -> Result<()> {
 mod tests {
     use super::*;
     use image::{GrayImage, Luma, Rgb, RgbImage};
+    use std::fs;
+
+    fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
+        super::open(dir, size, memory, &Opening::default())
+    }
 
     const HELD: usize = usize::MAX;
 
@@ -240,8 +385,9 @@ mod tests {
             let e = open(dir.path(), Some((64, 64)), HELD).unwrap_err();
             assert!(e.to_string().contains("bad.jpg: cannot be decoded"), "{e}");
         }
-        fs::rename(&file, dir.path().join("a/bad.webp")).unwrap();
-        assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("webp images are not supported"));
+        fs::write(&file, b"RIFF\x10\0\0\0WEBPVP8 ").unwrap();
+        let e = open(dir.path(), None, HELD).unwrap_err();
+        assert!(e.to_string().contains("bad.jpg: cannot be decoded: it is a WebP, whatever its name says"), "{e}");
     }
 
     #[test]
@@ -257,6 +403,10 @@ mod tests {
         rgb(dir.path().join("b/1.png"), 1, 1, [0; 3]);
         fails("a: this class has no images");
         fs::create_dir(dir.path().join("test")).unwrap();
+        fails("a: this class has no images");
+        rgb(dir.path().join("test/b/1.png"), 1, 1, [0; 3]);
+        fails("`test` looks like a split, and `b` beside it like classes");
+        fs::remove_dir_all(dir.path().join("b")).unwrap();
         fails("no train folder");
         assert!(open(&dir.path().join("nowhere"), None, HELD).unwrap_err().to_string().contains("nowhere"));
     }
