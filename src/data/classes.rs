@@ -86,15 +86,18 @@ impl Splits {
     pub fn check_classes(&self, logits: usize, evaluate: bool) -> Result<Vec<String>> {
         let Some(spread) = self.spread() else { return Ok(Vec::new()) };
         let head = |classes: usize| match evaluate {
-            true => format!("the model has {}: is it the right model for these data?", count(logits, "class")),
+            true => format!(
+                "the model has {}: is it the right one for these data? (--num-classes of `train` gives a new head)",
+                count(logits, "class")
+            ),
             false => format!("--num-classes {classes} gives the model a head for them"),
         };
         if self.named && self.classes.len() > logits {
             let cause = format!("the data have {}, but the model has {logits}", count(self.classes.len(), "class"));
             return Err(Error::new(cause).hint(format!(
-                "{}; the classes are {}",
-                head(self.classes.len()),
-                list(&self.classes)
+                "the classes are {}; {}",
+                list(&self.classes),
+                head(self.classes.len())
             )));
         }
         if !self.named && spread.least >= 1 && spread.most == logits as i64 {
@@ -108,7 +111,12 @@ impl Splits {
         for (_, set) in self.sets() {
             let hint = match spread.least {
                 ..0 => "labels are class numbers from 0 on: samples without a label must be taken out".to_owned(),
-                least => format!("labels go from {least} to {}; {}", spread.most, head(spread.most as usize + 1)),
+                0 => format!("labels go from 0 to {}; {}", spread.most, head(spread.most as usize + 1)),
+                least => format!(
+                    "labels go from {least} to {}: where they are counted from 1, subtract 1 from them; {}",
+                    spread.most,
+                    head(spread.most as usize + 1)
+                ),
             };
             set.check_labels(logits).map_err(|e| e.hint(hint))?;
         }
@@ -148,7 +156,10 @@ impl Splits {
             let have = format!("the training set has {} ({})", count(present.len(), "class"), list(&names));
             notes.push(match logits - own {
                 0 => format!("{have}, and no sample of the model's other {}", logits - present.len()),
-                rest => format!("{have}, the model {logits}: {rest} of its outputs are never right (--num-classes {own} gives it a head of that size)"),
+                rest => format!(
+                    "{have}, the model {logits}: {} never right (--num-classes {own} gives it a head of that size)",
+                    if rest == 1 { "one of its outputs is".to_owned() } else { format!("{rest} of its outputs are") }
+                ),
             });
         }
         if !self.named && spread.least >= 1 {

@@ -36,6 +36,8 @@ pub(super) struct Header {
     pub(super) color: bool,
     /// Whether it has transparency.
     pub(super) alpha: bool,
+    /// Bytes of the file.
+    pub(super) length: u64,
 }
 
 /// Reads a file's header, and checks that the file has its end.
@@ -50,29 +52,29 @@ pub(super) fn header(path: &Path) -> Result<Header> {
     check_kind(path, &head)?;
     if length <= HEAD as u64 {
         check_end(path, &head)?;
-        return read_header(&head).map_err(|e| damaged(path, &e));
+        return read_header(&head, length).map_err(|e| damaged(path, &e));
     }
     file.seek(SeekFrom::End(-(TAIL as i64))).file(path)?;
     let mut tail = Vec::new();
     file.read_to_end(&mut tail).file(path)?;
-    let found = read_header(&head).ok().filter(|_| has_end(&head, &tail));
+    let found = read_header(&head, length).ok().filter(|_| has_end(&head, &tail));
     match found {
         Some(header) => Ok(header),
         None => {
             let whole = fs::read(path).file(path)?;
             check_end(path, &whole)?;
-            read_header(&whole).map_err(|e| damaged(path, &e))
+            read_header(&whole, length).map_err(|e| damaged(path, &e))
         }
     }
 }
 
-fn read_header(bytes: &[u8]) -> image::ImageResult<Header> {
+fn read_header(bytes: &[u8], length: u64) -> image::ImageResult<Header> {
     let mut decoder = decoder(bytes)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     let size = if is_turned(decoder.orientation()?) { (width, height) } else { (height, width) };
     let kind = decoder.color_type();
-    Ok(Header { size, color: kind.has_color(), alpha: kind.has_alpha() })
+    Ok(Header { size, color: kind.has_color(), alpha: kind.has_alpha(), length })
 }
 
 /// Whether rows become columns.

@@ -207,6 +207,7 @@ pub(super) fn find(dir: &Path, known: &[String]) -> Result<Folders> {
         }
     }
     if splits.iter().any(|(_, path)| !USUAL.contains(&name(path).as_str())) {
+        splits.sort_by_key(|(part, _)| *part as usize);
         let told = splits.iter().map(|(part, path)| format!("`{}` is the {} set", name(path), part.title()));
         found.notes.push(told.collect::<Vec<_>>().join(", "));
     }

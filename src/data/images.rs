@@ -1,11 +1,13 @@
 //! Folders of images: `train/<class>/*`, `valid/<class>/*`, `test/<class>/*`, or one folder of classes.
 
 use super::classes::{MODEL, TRAINING, numbers_as_text, unknown};
-use super::decode::{Header, ImageFiles, header, on_all_cores, other_size};
+use super::decode::{Header, ImageFiles, header, on_all_cores, other_size, pixels};
 use super::folders::{Content, LAYOUT, Part, classes_in, content, find, name};
 use super::{Dataset, Images, Opening, Samples, Splits};
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::wording::{count, list};
+use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Damaged files that a note names.
@@ -28,61 +30,27 @@ struct Classes {
 /// there is one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their
 /// files.
 pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize, opening: &Opening<'_>) -> Result<Splits> {
-    let folders = find(dir, opening.classes)?;
-    let mut notes = folders.notes;
-    let mut parts = Vec::new();
-    let mut own: Vec<String> = Vec::new();
-    for (part, folder) in Part::ALL.into_iter().zip(&folders.parts) {
-        let Some(folder) = folder else { continue };
-        let is_class = |name: &str| own.iter().chain(opening.classes).any(|c| c == name);
-        let root = if folders.divided { classes_in(folder, part, is_class)? } else { folder.clone() };
-        let Some(classes) = Classes::new(part, root, &mut notes)? else { continue };
-        if part == Part::Train || parts.is_empty() {
-            own = classes.names();
-        }
-        parts.push(classes);
-    }
-    if opening.evaluate && folders.parts[0].is_none() {
-        own = parts.iter().flat_map(Classes::names).collect();
-        own.sort();
-        own.dedup();
-    } else if parts.first().is_none_or(|p| p.part != Part::Train) {
-        return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT));
-    }
+    let mut notes = Vec::new();
+    let (parts, own) = parts(dir, opening, &mut notes)?;
     let classes = class_order(&parts, own, opening, &mut notes)?;
-    let mut passed_over = Vec::new();
-    let mut files: Vec<Files> = Vec::new();
-    for part in std::mem::take(&mut parts) {
-        let of_part = part.files(&classes, opening, &mut passed_over)?;
-        if of_part.is_empty() && part.part != Part::Train {
-            notes.push(format!("{} has no images: there is no {} set", part.root.display(), part.part.title()));
-            continue;
-        }
-        part.check_files(&of_part, &classes, opening.evaluate)?;
-        files.push(of_part);
-        parts.push(part);
-    }
-    if !passed_over.is_empty() {
-        let names: Vec<String> = passed_over.iter().map(|p| shown(p, dir)).collect();
-        notes.push(format!("{} that {} no image: {}", count(names.len(), "file"), are(names.len()), list(&names)));
-    }
-    let headers = check(dir, &mut files, opening, &mut notes, |path: &PathBuf| header(path))?;
-    let (size, like) = one_size(size, &files, &headers)?;
+    let mut listed = list_files(dir, parts, &classes, opening, &mut notes)?;
+    let mut damaged = Vec::new();
+    let headers = check(&mut listed, &mut damaged, opening, |path| header(path))?;
+    let (size, like) = one_size(size, &listed, &headers)?;
     let channels = if headers.iter().any(|h| h.color) { 3 } else { 1 };
+    notes.extend(seen_twice(dir, &listed, &headers)?);
     let transparent = headers.iter().filter(|h| h.alpha).count();
     if transparent > 0 {
         notes.push(format!("transparency is dropped: {transparent} of {} have it", count(headers.len(), "image")));
     }
-    let images = |paths: Vec<PathBuf>| ImageFiles { paths, like: like.clone() };
     if opening.skip_damaged {
-        let decodes =
-            |path: &PathBuf| images(vec![path.clone()]).decode(&[0], [size.0, size.1, channels], &mut Vec::new());
-        check(dir, &mut files, opening, &mut notes, decodes)?;
+        check(&mut listed, &mut damaged, opening, |path| pixels(path).map(drop))?;
+        notes.extend(left_out(dir, &damaged));
+        for (part, files) in &listed {
+            part.check_files(files, &classes, opening.evaluate)?;
+        }
     }
-    for (part, files) in parts.iter().zip(&files) {
-        part.check_files(files, &classes, opening.evaluate)?;
-    }
-    let all: usize = files.iter().map(Vec::len).sum();
+    let all: usize = listed.iter().map(|(_, files)| files.len()).sum();
     let bytes = all.saturating_mul(size.0 * size.1 * channels);
     if bytes > memory {
         let gigabytes = bytes as f64 / f64::from(1 << 30);
@@ -92,17 +60,66 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize, open
     }
     let set = |files: Files| -> Result<Dataset> {
         let (paths, labels) = files.into_iter().unzip();
-        let images = Images::of_files(images(paths), size.0, size.1, channels);
+        let images = Images::of_files(ImageFiles { paths, like: like.clone() }, size.0, size.1, channels);
         let images = if bytes > memory { images } else { images.held()? };
         Ok(Dataset::new(Samples::Images(images), labels))
     };
     let mut sets = [None, None, None];
-    for (part, files) in parts.iter().zip(files) {
+    for (part, files) in listed {
         sets[part.part as usize] = Some(set(files)?);
     }
     let [train, valid, test] = sets;
     let train = train.map_or_else(|| set(Files::new()), Ok)?;
     Ok(Splits { train, valid, test, classes, named: true, notes })
+}
+
+/// The parts that have class folders, and the names of the classes: those of the training set where there is one.
+fn parts(dir: &Path, opening: &Opening<'_>, notes: &mut Vec<String>) -> Result<(Vec<Classes>, Vec<String>)> {
+    let folders = find(dir, opening.classes)?;
+    notes.extend(folders.notes);
+    let (mut parts, mut own): (Vec<Classes>, Vec<String>) = (Vec::new(), Vec::new());
+    for (part, folder) in Part::ALL.into_iter().zip(folders.parts) {
+        let Some(folder) = folder else { continue };
+        let is_class = |name: &str| own.iter().chain(opening.classes).any(|c| c == name);
+        let root = if folders.divided { classes_in(&folder, part, is_class)? } else { folder };
+        let Some(classes) = Classes::new(part, root, notes)? else { continue };
+        if parts.first().is_none_or(|p| p.part != Part::Train) {
+            own.extend(classes.names());
+        }
+        parts.push(classes);
+    }
+    if parts.is_empty() || !opening.evaluate && parts[0].part != Part::Train {
+        return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT));
+    }
+    own.sort();
+    own.dedup();
+    Ok((parts, own))
+}
+
+/// The files of every part; a validation or test set without any is left out, with a note.
+fn list_files(
+    dir: &Path,
+    parts: Vec<Classes>,
+    classes: &[String],
+    opening: &Opening<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(Classes, Files)>> {
+    let (mut listed, mut passed_over) = (Vec::new(), Vec::new());
+    for part in parts {
+        let files = part.files(classes, opening, &mut passed_over)?;
+        if files.is_empty() && part.part != Part::Train {
+            notes.push(format!("{} has no images: there is no {} set", part.root.display(), part.part.title()));
+            continue;
+        }
+        part.check_files(&files, classes, opening.evaluate)?;
+        listed.push((part, files));
+    }
+    if !passed_over.is_empty() {
+        let names: Vec<String> = passed_over.iter().map(|p| shown(p, dir)).collect();
+        let (files, no) = (count(names.len(), "file"), if names.len() == 1 { "is no image" } else { "are no images" });
+        notes.push(format!("{files} {no} and {} passed over: {}", are(names.len()), list(&names)));
+    }
+    Ok(listed)
 }
 
 impl Classes {
@@ -200,19 +217,18 @@ fn shown(path: &Path, dir: &Path) -> String {
     path.strip_prefix(dir).unwrap_or(path).display().to_string()
 }
 
-/// What `look` finds in every file. Files in which it finds damage are an error, or left out with a note where that is wanted.
+/// What `look` finds in every file. Files in which it finds damage are an error, or go to `damaged` where they are to be left out.
 fn check<T: Send>(
-    dir: &Path,
-    files: &mut [Files],
+    listed: &mut [(Classes, Files)],
+    damaged: &mut Vec<(PathBuf, Error)>,
     opening: &Opening<'_>,
-    notes: &mut Vec<String>,
-    look: impl Fn(&PathBuf) -> Result<T> + Sync,
+    look: impl Fn(&Path) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let (mut found, mut damaged) = (Vec::new(), Vec::new());
-    for part in files {
-        let results = on_all_cores(part, |(path, _)| look(path))?;
-        let mut good = Files::with_capacity(part.len());
-        for (file, result) in part.drain(..).zip(results) {
+    let mut found = Vec::new();
+    for (_, files) in listed {
+        let results = on_all_cores(files, |(path, _)| look(path))?;
+        let mut good = Files::with_capacity(files.len());
+        for (file, result) in files.drain(..).zip(results) {
             match result {
                 Ok(t) => {
                     found.push(t);
@@ -221,35 +237,59 @@ fn check<T: Send>(
                 Err(e) => damaged.push((file.0, e)),
             }
         }
-        *part = good;
+        *files = good;
     }
+    match damaged.first() {
+        Some((_, e)) if !opening.skip_damaged => Err(match damaged.len() {
+            1 => e.clone(),
+            all => e.clone().and(&format!("; there are {all} such files")),
+        }),
+        _ => Ok(found),
+    }
+}
+
+/// A note about the files that are left out.
+fn left_out(dir: &Path, damaged: &[(PathBuf, Error)]) -> Option<String> {
     let all = damaged.len();
-    if !opening.skip_damaged {
-        return match damaged.into_iter().next() {
-            Some((_, e)) if all > 1 => Err(e.and(&format!("; there are {all} such files"))),
-            Some((_, e)) => Err(e),
-            None => Ok(found),
-        };
+    let told = damaged.iter().take(SHOWN_DAMAGED).map(|(path, e)| format!("{} ({})", shown(path, dir), e.cause()));
+    let told = told.collect::<Vec<_>>().join(", ");
+    let more = if all > SHOWN_DAMAGED { ", …" } else { "" };
+    (all > 0).then(|| format!("{} {} left out: {told}{more}", count(all, "damaged file"), are(all)))
+}
+
+/// A note about images that are in the training set as well as in another one: files of the same name with the same bytes.
+fn seen_twice(dir: &Path, listed: &[(Classes, Files)], headers: &[Header]) -> Result<Option<String>> {
+    let parts = listed.iter().flat_map(|(part, files)| files.iter().map(|(path, _)| (part.part, path)));
+    let (train, rest): (Vec<_>, Vec<_>) = parts.zip(headers).partition(|((part, _), _)| *part == Part::Train);
+    let key = |path: &Path, header: &Header| (name(path), header.length);
+    let mut known: HashMap<(String, u64), Vec<&PathBuf>> = HashMap::new();
+    train.into_iter().for_each(|((_, path), h)| known.entry(key(path, h)).or_default().push(path));
+    let mut twice = Vec::new();
+    for ((_, path), header) in rest {
+        let Some(same) = known.get(&key(path, header)) else { continue };
+        let bytes = fs::read(path).file(path)?;
+        for other in same {
+            if fs::read(other).file(other)? == bytes {
+                twice.push(shown(path, dir));
+                break;
+            }
+        }
     }
-    if all > 0 {
-        let told = damaged.iter().take(SHOWN_DAMAGED).map(|(path, e)| format!("{} ({})", shown(path, dir), e.cause()));
-        let told = told.collect::<Vec<_>>().join(", ");
-        let more = if all > SHOWN_DAMAGED { ", …" } else { "" };
-        notes.push(format!("{} {} left out: {told}{more}", count(all, "damaged file"), are(all)));
-    }
-    Ok(found)
+    let images = |n: usize| if n == 1 { "1 image is".to_owned() } else { format!("{n} images are") };
+    let note = format!("{} in the training set, too: {}", images(twice.len()), list(&twice));
+    Ok(Some(note).filter(|_| !twice.is_empty()))
 }
 
 /// The size that images are brought to, and where none is given the file whose size all must have.
 fn one_size(
     size: Option<(usize, usize)>,
-    files: &[Files],
+    listed: &[(Classes, Files)],
     headers: &[Header],
 ) -> Result<((usize, usize), Option<PathBuf>)> {
     if let Some(size) = size {
         return Ok((size, None));
     }
-    let mut all = files.iter().flatten().map(|(path, _)| path).zip(headers);
+    let mut all = listed.iter().flat_map(|(_, files)| files).map(|(path, _)| path).zip(headers);
     let Some((like, first)) = all.next() else { return Ok(((1, 1), None)) };
     match all.find(|(_, h)| h.size != first.size) {
         Some((path, other)) => Err(other_size(path, other.size, like, first.size)),
@@ -272,7 +312,6 @@ fn search(dir: &Path, class: i64, files: &mut Files, passed_over: &mut Vec<PathB
 mod tests {
     use super::*;
     use image::{GrayImage, Luma, Rgb, RgbImage};
-    use std::fs;
 
     fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
         super::open(dir, size, memory, &Opening::default())
@@ -290,7 +329,7 @@ mod tests {
         images
     }
 
-    fn pixels(set: &Dataset, sample: usize) -> Vec<u8> {
+    fn pixels_of(set: &Dataset, sample: usize) -> Vec<u8> {
         let mut pixels = Vec::new();
         images(set).read(&[sample], &mut pixels).unwrap();
         pixels
@@ -313,8 +352,8 @@ mod tests {
         assert!(splits.test.is_none());
         let train = images(&splits.train);
         assert_eq!((train.height, train.width, train.channels), (3, 2, 3));
-        assert_eq!(pixels(&splits.train, 1)[..3], [1, 2, 3]);
-        assert_eq!(pixels(&splits.train, 2)[..3], [7, 8, 9]);
+        assert_eq!(pixels_of(&splits.train, 1)[..3], [1, 2, 3]);
+        assert_eq!(pixels_of(&splits.train, 2)[..3], [7, 8, 9]);
 
         rgb(at("test/bird/a.png"), 2, 3, [0; 3]);
         assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("class `bird`"));
@@ -328,7 +367,7 @@ mod tests {
         let e = open(dir.path(), None, HELD).unwrap_err();
         assert!(e.to_string().contains("2.png: this image is 2 × 8") && e.hint_text().is_some(), "{e}");
         let splits = open(dir.path(), Some((3, 5)), HELD).unwrap();
-        assert_eq!(pixels(&splits.train, 1), [40, 50, 60].repeat(15));
+        assert_eq!(pixels_of(&splits.train, 1), [40, 50, 60].repeat(15));
     }
 
     #[test]
@@ -337,10 +376,10 @@ mod tests {
         fs::create_dir(dir.path().join("a")).unwrap();
         GrayImage::from_pixel(2, 2, Luma([9])).save(dir.path().join("a/1.png")).unwrap();
         let splits = open(dir.path(), None, HELD).unwrap();
-        assert_eq!(pixels(&splits.train, 0), [9; 4]);
+        assert_eq!(pixels_of(&splits.train, 0), [9; 4]);
         rgb(dir.path().join("a/2.png"), 2, 2, [1, 2, 3]);
         let splits = open(dir.path(), None, HELD).unwrap();
-        assert_eq!((images(&splits.train).channels, pixels(&splits.train, 0)), (3, vec![9; 12]));
+        assert_eq!((images(&splits.train).channels, pixels_of(&splits.train, 0)), (3, vec![9; 12]));
     }
 
     #[test]
@@ -352,7 +391,7 @@ mod tests {
         let [held, mut streamed] = [5 * 36, 5 * 36 - 1].map(|m| open(dir.path(), Some((4, 3)), m).unwrap());
         assert!(held.notes.is_empty() && streamed.notes[0].starts_with("5 images would take 0.0 GiB"));
         assert_ne!(held.train, streamed.train);
-        let all = |set: &Dataset| (0..set.len()).map(|i| pixels(set, i)).collect::<Vec<_>>();
+        let all = |set: &Dataset| (0..set.len()).map(|i| pixels_of(set, i)).collect::<Vec<_>>();
         assert_eq!(all(&held.train), all(&streamed.train));
         let few = [3, 1].as_slice();
         assert_eq!(all(&held.train.select(few).unwrap()), all(&streamed.train.select(few).unwrap()));

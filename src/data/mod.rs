@@ -128,7 +128,9 @@ pub fn open(spec: &Spec, inputs: &[(String, Declared)], opening: &Opening<'_>) -
         Spec::Npz(file) => npz::open(file)?,
         Spec::Text(format, path) => text::open(path, *format, opening, inputs)?,
     };
-    splits.match_classes(opening).map_err(|e| e.in_file(place))?;
+    if !matches!(spec, Spec::Images(_)) {
+        splits.match_classes(opening).map_err(|e| e.in_file(place))?;
+    }
     let parts =
         [("training", Some(&splits.train)), ("validation", splits.valid.as_ref()), ("test", splits.test.as_ref())];
     for (name, part) in parts {
@@ -244,8 +246,12 @@ fn check_labels(labels: &[i64], classes: usize) -> Result<()> {
 fn numbered_classes(sets: &[(&Path, &Dataset)]) -> Result<Vec<String>> {
     let mut classes = 0;
     for (file, set) in sets {
-        check_labels(&set.labels, MAX_CLASSES)
-            .map_err(|e| e.in_file(file).hint("labels are class numbers, counted from 0"))?;
+        let hint = "labels are class numbers from 0 on: take samples without a label out";
+        if let Some(i) = set.labels.iter().position(|l| *l < 0) {
+            let cause = format!("label {} of sample {i} is negative", set.labels[i]);
+            return Err(Error::new(cause).in_file(file).hint(hint));
+        }
+        check_labels(&set.labels, MAX_CLASSES).map_err(|e| e.in_file(file).hint(hint))?;
         classes = set.labels.iter().fold(classes, |n, label| n.max(*label + 1));
     }
     Ok((0..classes).map(|c| c.to_string()).collect())

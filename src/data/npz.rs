@@ -346,7 +346,7 @@ mod tests {
         let e = cause(Archive::new().with("x", x()).with("labels", array![[0.1f32, 0.9], [0., 1.]]));
         assert!(e.contains("`labels` is f32[2,2], but row 0 is not one-hot"), "{e}");
         let e = cause(Archive::new().with("x", x()).with("labels", array![1i64, -1]));
-        assert!(e.contains("label -1 of sample 1"), "{e}");
+        assert!(e.contains("label -1 of sample 1 is negative"), "{e}");
         let e = cause(Archive::new().with("x", x()).with("labels", array![1i64 << 40, 0]));
         assert!(e.contains("outside 0.."), "{e}");
         let one = || Archive::new().with("x", x()).with("labels", array![0i64, 1]);

@@ -1,6 +1,7 @@
 //! Whether there are data where a spec says, and what lies there instead.
 
 use super::Spec;
+use super::spec::guess;
 use crate::error::{Error, Result};
 use crate::wording::{list, nearest};
 use std::fs;
@@ -21,7 +22,9 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     let wants_folder = matches!(spec, Spec::Cifar10(_) | Spec::Cifar100(_) | Spec::Idx(_) | Spec::Images(_));
     if wants_folder && !path.is_dir() {
         let folder = folder_of(path).display().to_string();
-        let hint = unpack(path).unwrap_or_else(|| format!("give the folder, such as {}:{folder}", spec.format()));
+        let other = || guess(path).map(|f| format!("did you mean {f}:{}?", path.display()));
+        let own = || format!("give the folder, such as {}:{folder}", spec.format());
+        let hint = unpack(path).or_else(other).unwrap_or_else(own);
         return Err(Error::new(format!("a folder is expected for {}:, but this is a file", spec.format()))
             .in_file(path)
             .hint(hint));

@@ -70,7 +70,7 @@ fn at_home(path: &str) -> PathBuf {
 }
 
 /// The format of what lies at a path.
-fn guess(path: &Path) -> Option<&'static str> {
+pub(super) fn guess(path: &Path) -> Option<&'static str> {
     if path.is_dir() {
         return Some("images");
     }

@@ -153,8 +153,12 @@ impl Data {
         let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
         let n = splits.train.len();
         if n < recipe.batch_size {
-            return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
-                .hint("choose a smaller --batch-size"));
+            return Err(Error::new(format!(
+                "{} cannot fill a batch of {}",
+                count(n, "training sample"),
+                recipe.batch_size
+            ))
+            .hint("choose a smaller --batch-size"));
         }
         let buckets = buckets(&splits.train, recipe.batch_size);
         if let [short @ .., longest] = buckets.as_slice()
