@@ -216,7 +216,7 @@ fn classes_are_matched_by_name() {
     place.train(MODEL, "images:all", &[&steps[..], &["--num-classes", "4"]].concat()).well();
     let names = ["ant", "bee", "cat", "dog"];
     let model = place.text("run/model.onnx");
-    let kept = |model: &str| read_classes(&import(model.as_ref()).expect("imports").proto).expect("names");
+    let kept = |model: &str| read_classes(&import(std::path::Path::new(model)).expect("imports").proto).expect("names");
     assert_eq!(kept(&model), names);
     assert_eq!(Recipe::load(&place.path("run/recipe.toml")).expect("reads back").classes, names);
 
