@@ -35,6 +35,9 @@ const ENDINGS: [&str; 24] = [
     "pbm", "pnm", "jp2", "avif", "heic", "heif", "jxl", "ico", "tga",
 ];
 
+/// Folders that are splits, with the split that they are.
+type Split = (Part, PathBuf);
+
 /// Folders within folders are looked into so far.
 const DEPTH: usize = 4;
 
@@ -215,7 +218,7 @@ pub(super) fn find(dir: &Path, known: &[String]) -> Result<Folders> {
 }
 
 /// The folders that are splits by their names, and the others. Of two for the same split an empty one is left out.
-fn splits(folders: &[PathBuf]) -> Result<(Vec<(Part, PathBuf)>, Vec<PathBuf>)> {
+fn splits(folders: &[PathBuf]) -> Result<(Vec<Split>, Vec<PathBuf>)> {
     let words: Vec<Option<(Part, String)>> = folders.iter().map(|f| Part::within(&name(f))).collect();
     // `pets_train` is a split only beside a `pets_test`.
     let paired = |part: Part, rest: &str| words.iter().flatten().any(|(p, r)| *p != part && r == rest);

@@ -35,7 +35,7 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize, open
     let classes = class_order(&parts, own, opening, &mut notes)?;
     let mut listed = list_files(dir, parts, &classes, opening, &mut notes)?;
     let mut damaged = Vec::new();
-    let headers = check(&mut listed, &mut damaged, opening, |path| header(path))?;
+    let headers = check(&mut listed, &mut damaged, opening, header)?;
     let (size, like) = one_size(size, &listed, &headers)?;
     let channels = if headers.iter().any(|h| h.color) { 3 } else { 1 };
     notes.extend(seen_twice(dir, &listed, &headers)?);

@@ -199,7 +199,7 @@ fn class_numbers(array: &Tensor, name: &str, notes: &mut Vec<String>) -> Result<
     };
     let values = array.to_f64();
     let rows = array.shape().first().copied().unwrap_or_default();
-    let width = if rows == 0 { 1 } else { values.len() / rows };
+    let width = values.len().checked_div(rows).unwrap_or(1);
     let kind = if array.shape().len() > 1 { format!(" {:?}", array.shape()) } else { String::new() };
     if array.shape().is_empty() || array.shape().iter().skip(1).filter(|d| **d != 1).count() > 1 {
         return refuse(", which is not one number per sample", "labels of another shape are not read");
