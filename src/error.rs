@@ -52,6 +52,12 @@ impl Error {
         }
     }
 
+    /// Adds to the cause.
+    pub fn and(mut self, more: &str) -> Self {
+        self.0.cause += more;
+        self
+    }
+
     /// The cause alone, without place and hint.
     pub fn cause(&self) -> &str {
         &self.0.cause

@@ -16,5 +16,6 @@ pub mod sharpness;
 pub mod step;
 pub mod trace;
 pub mod train;
+pub mod wording;
 
 pub use error::{Error, Result};

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up. `error` and the macros of `lib.rs` may be used everywhere.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
+    "wording",
     "ir",
     "onnx",
     "figure",

@@ -5,6 +5,7 @@ mod bad_input_cli;
 mod common;
 mod conformance;
 mod control;
+mod data_cli;
 mod docs;
 mod doctor;
 mod experiment;

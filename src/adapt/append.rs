@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Tensor, ValueId};
 use crate::onnx::{Model, declared, from_proto, to_proto};
 use crate::trace::{Evaluator, Sizes, concretize};
+use crate::wording::count;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
@@ -53,7 +54,7 @@ pub fn append_head(
     let dtype = declared(&info).map(|d| d.dtype).ok().filter(|d| d.is_float()).unwrap_or(DType::F32);
     let mut layers = Layers { taken: HashSet::new(), old, graph };
     names(layers.graph, &mut layers.taken);
-    let mut note = format!("a linear layer of {classes} classes was appended to output `{}`", info.name);
+    let mut note = format!("a linear layer of {} was appended to output `{}`", count(classes, "class"), info.name);
     let (features, width) = match source {
         Source::Vectors { width, flat: true } => (info.name.clone(), width),
         Source::Vectors { width, flat: false } => (layers.node("Flatten", "embedding", &[&info.name], None), width),

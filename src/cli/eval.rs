@@ -24,6 +24,9 @@ pub struct Args {
     /// Samples in a batch
     #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     batch_size: usize,
+    /// Leave out image files that cannot be decoded, with a note
+    #[arg(long)]
+    skip_damaged: bool,
     /// Precision, recall and F1 of every class too
     #[arg(long)]
     per_class: bool,
@@ -34,9 +37,11 @@ pub struct Args {
 /// # Errors
 /// Anything that is wrong with model or data.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
-    let recipe = evaluation_recipe(&args.model, &args.data, &args.text, args.batch_size)?;
+    let mut recipe = evaluation_recipe(&args.model, &args.data, &args.text, args.batch_size)?;
     let engine = global.engine()?;
     let model = import(&args.model)?;
+    recipe.know_classes(&model);
+    recipe.skip_damaged |= args.skip_damaged;
     let mut note = |text: &str| global.note(text);
     let evaluation =
         evaluate_model(&engine, &model.graph, &recipe, &args.split, &mut note).map_err(|e| e.in_file(&args.model))?;

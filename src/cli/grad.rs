@@ -9,6 +9,7 @@ use crate::onnx::import;
 use crate::step::Kernels;
 use crate::step::gradient::{Objective, Request, gradient, with_all_initializers};
 use crate::trace::Sizes;
+use crate::wording::count;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -97,7 +98,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         if let (Some(l), Some(c)) = (wrong, classes) {
             return Err(Error::new(format!("label {l} is not in 0..{c}"))
                 .in_file(&args.inputs)
-                .hint(format!("the model has {c} classes, counted from 0")));
+                .hint(format!("the model has {}, counted from 0", count(c, "class"))));
         }
     }
     let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();

@@ -113,7 +113,7 @@ fn ports(page: &mut Page, r: &Report) {
         let through =
             if l.behind.is_empty() { String::new() } else { format!(", seen through {}", l.behind.join(", ")) };
         let of = if l.behind.is_empty() { l.output.clone() } else { format!("{} of {}", l.value, l.output) };
-        page.line(&format!("  logits  {of}: {} classes{through}", l.classes));
+        page.line(&format!("  logits  {of}: {}{through}", crate::wording::count(l.classes, "class")));
     }
 }
 

@@ -236,6 +236,8 @@ fn evaluation_recipe(model: &Path, data: &str, text: &TextArgs, batch_size: usiz
         text: text.apply(trained.text.filter(|_| spec.is_text())),
         normalization: trained.normalization,
         output: trained.output,
+        classes: trained.classes,
+        skip_damaged: trained.skip_damaged,
         step: trained.step,
         ..Recipe::default()
     })

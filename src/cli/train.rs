@@ -99,6 +99,9 @@ pub struct Args {
     /// Seed of every random choice
     #[arg(long)]
     seed: Option<u64>,
+    /// Leave out image files that cannot be decoded, with a note
+    #[arg(long)]
+    skip_damaged: bool,
     /// Draw batches in random order
     #[arg(long, action = clap::ArgAction::Set)]
     shuffle: Option<bool>,
@@ -161,6 +164,7 @@ impl Args {
         r.steps = self.steps.or(r.steps);
         r.train_samples = self.train_samples.or(r.train_samples);
         r.fresh |= self.fresh;
+        r.skip_damaged |= self.skip_damaged;
         r.num_classes = self.num_classes.or(r.num_classes);
         if self.logits.is_some() {
             r.output.clone_from(&self.logits);

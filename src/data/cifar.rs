@@ -2,6 +2,7 @@
 //!
 //! A record is its label bytes (one for CIFAR-10; coarse, then fine for CIFAR-100) and 3,072 pixels, the red plane first.
 
+use super::place::{below, packed};
 use super::{Dataset, Images, Samples, Splits, check_labels};
 use crate::error::{Error, IoContext, Result};
 use std::fs;
@@ -14,6 +15,10 @@ const PLANE: usize = SIDE * SIDE;
 struct Variant {
     name: &'static str,
     folder: &'static str,
+    /// The folder of the Python version.
+    python: &'static str,
+    /// A file of the other variant, and how that is given.
+    other: &'static [(&'static str, &'static str)],
     train: &'static [&'static str],
     test: &'static str,
     names: &'static str,
@@ -29,6 +34,8 @@ pub(super) fn open_cifar10(dir: &Path) -> Result<Splits> {
         &Variant {
             name: "CIFAR-10",
             folder: "cifar-10-batches-bin",
+            python: "cifar-10-batches-py",
+            other: &[("CIFAR-100, cifar100:DIR", "train.bin")],
             train: &[
                 "data_batch_1.bin",
                 "data_batch_2.bin",
@@ -51,6 +58,8 @@ pub(super) fn open_cifar100(dir: &Path) -> Result<Splits> {
         &Variant {
             name: "CIFAR-100",
             folder: "cifar-100-binary",
+            python: "cifar-100-python",
+            other: &[("CIFAR-10, cifar10:DIR", "data_batch_1.bin")],
             train: &["train.bin"],
             test: "test.bin",
             names: "fine_label_names.txt",
@@ -67,6 +76,7 @@ fn open(dir: &Path, variant: &Variant) -> Result<Splits> {
         valid: None,
         test: Some(read(&dir, &[variant.test], variant)?),
         classes: class_names(&dir.join(variant.names), variant)?,
+        named: dir.join(variant.names).is_file(),
         notes: Vec::new(),
     })
 }
@@ -77,11 +87,28 @@ fn folder(dir: &Path, variant: &Variant) -> Result<PathBuf> {
     if let Some(found) = [dir, &unpacked].into_iter().find(|d| d.join(variant.train[0]).is_file()) {
         return Ok(found.to_path_buf());
     }
-    let hint = format!(
-        "download the binary version of {} (not the Python one) and give the folder that has {}",
-        variant.name, variant.train[0]
-    );
-    Err(Error::new(format!("no {} here", variant.train[0])).in_file(dir).hint(hint))
+    let missing = Error::new(format!("no {} here", variant.train[0])).in_file(dir);
+    Err(missing.hint(instead(dir, variant)))
+}
+
+/// What a folder without the files holds instead, and what to do.
+fn instead(dir: &Path, variant: &Variant) -> String {
+    let has = |name: &str| dir.join(name).exists();
+    let binary = format!("download the binary version of {} (not the Python one)", variant.name);
+    let first = |name: &str| name == variant.train[0];
+    if let Some(found) =
+        below(dir, &first).or_else(|| dir.parent().filter(|p| p.join(variant.train[0]).is_file()).map(Path::to_owned))
+    {
+        return format!("give {}", found.display());
+    }
+    if let Some((other, there)) = variant.other.iter().find(|(_, file)| has(file)) {
+        return format!("the folder holds {there}: it is {other}");
+    }
+    let python = [variant.python, "data_batch_1", "train"].into_iter().find(|name| has(name) && !has("train.bin"));
+    if let Some(name) = python.filter(|n| *n != "train" || has("meta")) {
+        return format!("{name} is of the Python version: {binary}");
+    }
+    packed(dir).unwrap_or_else(|| format!("{binary} and give the folder that has {}", variant.train[0]))
 }
 
 fn read(dir: &Path, files: &[&str], variant: &Variant) -> Result<Dataset> {

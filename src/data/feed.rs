@@ -7,6 +7,7 @@ use super::normalize::{Normalization, Table};
 use super::{Dataset, Images, Samples};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
+use crate::wording::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -154,7 +155,12 @@ fn matching(arrays: &BTreeMap<String, Tensor>, input: &InputSpec) -> Result<Tens
     let Some(array) = arrays.get(&input.name) else {
         let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
         let cause = format!("there is no array for input `{}` among: {}", input.name, names.join(", "));
-        return Err(Error::new(cause).hint("name the arrays as the model's inputs"));
+        let meant = match names.as_slice() {
+            [one] => Some(*one),
+            _ => nearest(&input.name, &names),
+        };
+        let meant = meant.map_or_else(String::new, |n| format!(": `{n}` as `{}`", input.name));
+        return Err(Error::new(cause).hint(format!("name the arrays as the model's inputs{meant}")));
     };
     let mismatch = |hint: &str| {
         let cause =
@@ -162,7 +168,7 @@ fn matching(arrays: &BTreeMap<String, Tensor>, input: &InputSpec) -> Result<Tens
         Err(Error::new(cause).hint(hint))
     };
     if array.shape().get(1..) != input.ty.shape.get(1..) {
-        return mismatch("all axes but the first must agree");
+        return mismatch(&axes_hint(array.shape(), &input.ty.shape));
     }
     match (array.dtype(), input.ty.dtype) {
         (from, to) if from == to => Ok(array.clone()),
@@ -172,6 +178,24 @@ fn matching(arrays: &BTreeMap<String, Tensor>, input: &InputSpec) -> Result<Tens
         _ => mismatch(
             "save the array in the input's element type; only int32 → int64 and float64 → float32 are converted",
         ),
+    }
+}
+
+/// How an array of other axes than the input's may be meant.
+fn axes_hint(have: &[usize], want: &[usize]) -> String {
+    let general = "all axes but the first must agree";
+    match (have, want) {
+        ([_, h, w, c], [_, d, e, f]) if (c, h, w) == (d, e, f) => {
+            format!("{general}: channels first is np.transpose(array, (0, 3, 1, 2))")
+        }
+        ([_, c, h, w], [_, d, e, f]) if (h, w, c) == (d, e, f) => {
+            format!("{general}: channels last is np.transpose(array, (0, 2, 3, 1))")
+        }
+        ([_, have @ ..], [_, want @ ..]) if have.iter().product::<usize>() == want.iter().product::<usize>() => {
+            let axes: Vec<String> = want.iter().map(usize::to_string).collect();
+            format!("{general}: np.reshape(array, (-1, {})) has as many numbers", axes.join(", "))
+        }
+        _ => general.to_owned(),
     }
 }
 

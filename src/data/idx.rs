@@ -2,6 +2,7 @@
 //!
 //! An IDX file is `0, 0, element type, rank`, the dimensions as big-endian 32-bit numbers, and the elements.
 
+use super::place::{below, packed};
 use super::{Dataset, Images, Samples, Splits, numbered_classes};
 use crate::error::{Error, IoContext, Result};
 use flate2::read::MultiGzDecoder;
@@ -18,7 +19,9 @@ pub(super) fn open(dir: &Path) -> Result<Splits> {
     let hint = "the usual names are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and \
                 t10k-labels-idx1-ubyte, each with or without .gz";
     let need = |found: Option<PathBuf>, what: &str| {
-        found.ok_or_else(|| Error::new(format!("no {what} here")).in_file(dir).hint(hint))
+        found.ok_or_else(|| {
+            Error::new(format!("no {what} here")).in_file(dir).hint(instead(dir).unwrap_or(hint.to_owned()))
+        })
     };
     let train_images = need(find(&files, &["train"], "images-idx3-ubyte")?, "training images")?;
     let train_labels = need(find(&files, &["train"], "labels-idx1-ubyte")?, "training labels")?;
@@ -36,7 +39,14 @@ pub(super) fn open(dir: &Path) -> Result<Splits> {
     };
     labelled.extend(test.iter().map(|(set, file)| (file.as_path(), set)));
     let classes = numbered_classes(&labelled)?;
-    Ok(Splits { train, valid: None, test: test.map(|(set, _)| set), classes, notes: Vec::new() })
+    Ok(Splits { train, valid: None, test: test.map(|(set, _)| set), classes, named: false, notes: Vec::new() })
+}
+
+/// Where the files are that this folder does not hold.
+fn instead(dir: &Path) -> Option<String> {
+    let images = |name: &str| name.to_lowercase().replace(".idx", "-idx").contains("train-images-idx3-ubyte");
+    let found = below(dir, &images).map(|found| format!("give idx:{}", found.display()));
+    found.or_else(|| packed(dir))
 }
 
 /// The files of the folder, or of `raw` in it, where torchvision keeps them.

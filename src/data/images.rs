@@ -1,54 +1,61 @@
 //! Folders of images: `train/<class>/*`, `valid/<class>/*`, `test/<class>/*`, or one folder of classes.
 
-use super::decode::{ImageFiles, header};
-use super::{Dataset, Images, Samples, Splits};
+use super::classes::{MODEL, TRAINING, numbers_as_text, unknown};
+use super::decode::{Header, ImageFiles, header, on_all_cores, other_size, pixels};
+use super::folders::{Content, LAYOUT, Part, classes_in, content, find, name};
+use super::{Dataset, Images, Opening, Samples, Splits};
 use crate::error::{Error, IoContext, Result};
+use crate::wording::{count, list};
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const LAYOUT: &str = "expected train/<class>/*.jpg with test/<class>/*.jpg and valid/<class>/*.jpg beside it where there \
-                      are such sets, or <class>/*.jpg alone; JPEG and PNG files are read";
+/// Damaged files that a note names.
+const SHOWN_DAMAGED: usize = 3;
 
 /// Image files with their class.
 type Files = Vec<(PathBuf, i64)>;
 
+/// The folders of one part, by class.
+struct Classes {
+    part: Part,
+    root: PathBuf,
+    content: Content,
+}
+
 /// Reads the folder; classes and files are sorted by name, and folders within a class are searched too.
 ///
-/// Every image is resized to `size` (height, width; its aspect ratio is not kept) by a triangle filter as wide as the
-/// shrinking needs, Pillow's `BILINEAR`. Without `size` they must be of one size. When all images are grayscale there is
-/// one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their files.
-pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
-    let part = |names: &[&str]| names.iter().map(|n| dir.join(n)).find(|d| d.is_dir());
-    let (valid, test) = (part(&["valid", "val", "validation"]), part(&["test"]));
-    let root = match part(&["train"]) {
-        Some(train) => train,
-        None if valid.is_none() && test.is_none() => dir.to_path_buf(),
-        None => return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT)),
-    };
-
-    let classes = class_names(&root)?;
-    let train = list(&root, &classes)?;
-    for (name, class) in classes.iter().zip(0..) {
-        if !train.iter().any(|(_, c)| *c == class) {
-            return Err(Error::new("this class has no images").in_file(root.join(name)).hint(LAYOUT));
+/// Every image is turned as its EXIF orientation says and resized to `size` (height, width; its aspect ratio is not kept) by a triangle
+/// filter as wide as the shrinking needs, Pillow's `BILINEAR`. Without `size` they must be of one size. When all images are grayscale
+/// there is one channel, otherwise three; transparency is dropped. Images that together need more than `memory` bytes stay in their
+/// files.
+pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize, opening: &Opening<'_>) -> Result<Splits> {
+    let mut notes = Vec::new();
+    let (parts, own) = parts(dir, opening, &mut notes)?;
+    let classes = class_order(&parts, own, opening, &mut notes)?;
+    let mut listed = list_files(dir, parts, &classes, opening, &mut notes)?;
+    let mut damaged = Vec::new();
+    let headers = check(&mut listed, &mut damaged, opening, header)?;
+    let (size, like) = one_size(size, &listed, &headers)?;
+    let channels = if headers.iter().any(|h| h.color) { 3 } else { 1 };
+    notes.extend(seen_twice(dir, &listed, &headers)?);
+    let transparent = headers.iter().filter(|h| h.alpha).count();
+    if transparent > 0 {
+        notes.push(format!("transparency is dropped: {transparent} of {} have it", count(headers.len(), "image")));
+    }
+    if opening.skip_damaged {
+        check(&mut listed, &mut damaged, opening, |path| pixels(path).map(drop))?;
+        notes.extend(left_out(dir, &damaged));
+        for (part, files) in &listed {
+            part.check_files(files, &classes, opening.evaluate)?;
         }
     }
-    let valid = valid.map(|d| list(&d, &classes)).transpose()?;
-    let test = test.map(|d| list(&d, &classes)).transpose()?;
-
-    let (size, like) = match size {
-        Some(size) => (size, None),
-        None => (header(&train[0].0)?.0, Some(train[0].0.clone())),
-    };
-    let parts = || [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten();
-    let channels = if has_color(parts().flatten())? { 3 } else { 1 };
-    let count: usize = parts().map(Vec::len).sum();
-    let bytes = count.saturating_mul(size.0 * size.1 * channels);
-    let mut notes = Vec::new();
+    let all: usize = listed.iter().map(|(_, files)| files.len()).sum();
+    let bytes = all.saturating_mul(size.0 * size.1 * channels);
     if bytes > memory {
         let gigabytes = bytes as f64 / f64::from(1 << 30);
         notes.push(format!(
-            "{count} images would take {gigabytes:.1} GiB of memory: they are decoded anew whenever they are needed"
+            "{all} images would take {gigabytes:.1} GiB of memory: they are decoded anew whenever they are needed"
         ));
     }
     let set = |files: Files| -> Result<Dataset> {
@@ -57,73 +64,246 @@ pub(super) fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> R
         let images = if bytes > memory { images } else { images.held()? };
         Ok(Dataset::new(Samples::Images(images), labels))
     };
-    let [valid, test] = [valid, test].map(|files| files.map(set).transpose());
-    Ok(Splits { train: set(train)?, valid: valid?, test: test?, classes, notes })
+    let mut sets = [None, None, None];
+    for (part, files) in listed {
+        sets[part.part as usize] = Some(set(files)?);
+    }
+    let [train, valid, test] = sets;
+    let train = train.map_or_else(|| set(Files::new()), Ok)?;
+    Ok(Splits { train, valid, test, classes, named: true, notes })
 }
 
-/// Whether any of the images has color.
-fn has_color<'a>(files: impl Iterator<Item = &'a (PathBuf, i64)>) -> Result<bool> {
-    for (path, _) in files {
-        if header(path)?.1 {
-            return Ok(true);
+/// The parts that have class folders, and the names of the classes: those of the training set where there is one.
+fn parts(dir: &Path, opening: &Opening<'_>, notes: &mut Vec<String>) -> Result<(Vec<Classes>, Vec<String>)> {
+    let folders = find(dir, opening.classes)?;
+    notes.extend(folders.notes);
+    let (mut parts, mut own): (Vec<Classes>, Vec<String>) = (Vec::new(), Vec::new());
+    for (part, folder) in Part::ALL.into_iter().zip(folders.parts) {
+        let Some(folder) = folder else { continue };
+        let is_class = |name: &str| own.iter().chain(opening.classes).any(|c| c == name);
+        let root = if folders.divided { classes_in(&folder, part, is_class)? } else { folder };
+        let Some(classes) = Classes::new(part, root, notes)? else { continue };
+        if parts.first().is_none_or(|p| p.part != Part::Train) {
+            own.extend(classes.names());
         }
+        parts.push(classes);
     }
-    Ok(false)
+    if parts.is_empty() || !opening.evaluate && parts[0].part != Part::Train {
+        return Err(Error::new("there is no train folder").in_file(dir).hint(LAYOUT));
+    }
+    own.sort();
+    own.dedup();
+    Ok((parts, own))
 }
 
-/// Entries of a folder, sorted, hidden ones aside.
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir).file(dir)? {
-        let entry = entry.file(dir)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn class_names(root: &Path) -> Result<Vec<String>> {
-    let folders = entries(root)?.into_iter().filter(|p| p.is_dir());
-    let names: Vec<String> = folders.filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
-    if names.is_empty() {
-        return Err(Error::new("no class folders here").in_file(root).hint(LAYOUT));
-    }
-    Ok(names)
-}
-
-/// The images of every class of one part.
-fn list(root: &Path, classes: &[String]) -> Result<Files> {
-    let mut files = Files::new();
-    for name in class_names(root)? {
-        let dir = root.join(&name);
-        let Some(class) = classes.iter().position(|c| *c == name) else {
-            return Err(Error::new(format!("class `{name}` is not among the training classes")).in_file(dir));
-        };
-        search(&dir, class as i64, &mut files)?;
-    }
-    if files.is_empty() {
-        return Err(Error::new("no images here").in_file(root).hint(LAYOUT));
-    }
-    Ok(files)
-}
-
-/// Adds the images under `dir`. Other files are passed over, but not images that cannot be read.
-fn search(dir: &Path, class: i64, files: &mut Files) -> Result<()> {
-    for path in entries(dir)? {
-        if path.is_dir() {
-            search(&path, class, files)?;
+/// The files of every part; a validation or test set without any is left out, with a note.
+fn list_files(
+    dir: &Path,
+    parts: Vec<Classes>,
+    classes: &[String],
+    opening: &Opening<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(Classes, Files)>> {
+    let (mut listed, mut passed_over) = (Vec::new(), Vec::new());
+    for part in parts {
+        let files = part.files(classes, opening, &mut passed_over)?;
+        if files.is_empty() && part.part != Part::Train {
+            notes.push(format!("{} has no images: there is no {} set", part.root.display(), part.part.title()));
             continue;
         }
-        match path.extension().unwrap_or_default().to_string_lossy().to_lowercase().as_str() {
-            "jpg" | "jpeg" | "png" => files.push((path, class)),
-            other @ ("bmp" | "gif" | "tif" | "tiff" | "webp" | "ppm" | "pgm" | "jp2" | "avif") => {
-                let cause = format!("{other} images are not supported");
-                return Err(Error::new(cause).in_file(path).hint("convert it to JPEG or PNG"));
+        part.check_files(&files, classes, opening.evaluate)?;
+        listed.push((part, files));
+    }
+    if !passed_over.is_empty() {
+        let names: Vec<String> = passed_over.iter().map(|p| shown(p, dir)).collect();
+        let (files, no) = (count(names.len(), "file"), if names.len() == 1 { "is no image" } else { "are no images" });
+        notes.push(format!("{files} {no} and {} passed over: {}", are(names.len()), list(&names)));
+    }
+    Ok(listed)
+}
+
+impl Classes {
+    /// The class folders of a part; `None`, with a note, for a validation or test set without labelled images.
+    fn new(part: Part, root: PathBuf, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        let content = content(&root)?;
+        let alone = content.images.len();
+        if content.folders.is_empty() {
+            let cause = match alone {
+                0 => "no images here".to_owned(),
+                n => format!("{} here, but no class folders: every class needs a folder of its own", count(n, "image")),
+            };
+            if part == Part::Train {
+                return Err(Error::new(cause).in_file(root).hint(LAYOUT));
             }
-            _ => {}
+            let why = if alone == 0 { "no images" } else { "images without class folders, so without labels" };
+            notes.push(format!("{} has {why}: there is no {} set", root.display(), part.title()));
+            return Ok(None);
         }
+        if alone > 0 {
+            let lie = if alone == 1 { "lies" } else { "lie" };
+            let images = count(alone, "image");
+            notes.push(format!(
+                "{images} in {} {lie} beside the class folders and {} not used",
+                root.display(),
+                are(alone)
+            ));
+        }
+        Ok(Some(Self { part, root, content }))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.content.folders.iter().map(|f| name(f)).collect()
+    }
+
+    /// The images of every class.
+    fn files(&self, classes: &[String], opening: &Opening<'_>, passed_over: &mut Vec<PathBuf>) -> Result<Files> {
+        let mut files = Files::new();
+        for folder in &self.content.folders {
+            let Some(class) = classes.iter().position(|c| *c == name(folder)) else {
+                return Err(unknown(&name(folder), classes, TRAINING, opening.evaluate).in_file(folder));
+            };
+            search(folder, class as i64, &mut files, passed_over)?;
+        }
+        Ok(files)
+    }
+
+    /// Every part has images, and for training every class.
+    fn check_files(&self, files: &Files, classes: &[String], evaluate: bool) -> Result<()> {
+        if files.is_empty() {
+            return Err(Error::new("no images here").in_file(&self.root).hint(LAYOUT));
+        }
+        if evaluate || self.part != Part::Train {
+            return Ok(());
+        }
+        let mut has = vec![false; classes.len()];
+        files.iter().for_each(|(_, class)| has[*class as usize] = true);
+        let empty = |folder: &&PathBuf| classes.iter().position(|c| *c == name(folder)).is_some_and(|c| !has[c]);
+        match self.content.folders.iter().find(empty) {
+            Some(folder) => Err(Error::new("this class has no images").in_file(folder).hint(LAYOUT)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The classes in the order of their numbers: as the model knows them, or else the folders in alphabetical order.
+fn class_order(
+    parts: &[Classes],
+    own: Vec<String>,
+    opening: &Opening<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<String>> {
+    let folders = || parts.iter().flat_map(|p| &p.content.folders);
+    if !opening.classes.is_empty() {
+        match folders().find(|f| !opening.classes.contains(&name(f))) {
+            None => return Ok(opening.classes.to_vec()),
+            Some(_) if opening.rename => {
+                notes.push(format!("the model's classes were {}: they get new names", list(opening.classes)))
+            }
+            Some(folder) => {
+                return Err(unknown(&name(folder), opening.classes, MODEL, opening.evaluate).in_file(folder));
+            }
+        }
+    }
+    notes.extend(numbers_as_text(&own));
+    Ok(own)
+}
+
+fn are(n: usize) -> &'static str {
+    if n == 1 { "is" } else { "are" }
+}
+
+/// A file as a note names it.
+fn shown(path: &Path, dir: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).display().to_string()
+}
+
+/// What `look` finds in every file. Files in which it finds damage are an error, or go to `damaged` where they are to be left out.
+fn check<T: Send>(
+    listed: &mut [(Classes, Files)],
+    damaged: &mut Vec<(PathBuf, Error)>,
+    opening: &Opening<'_>,
+    look: impl Fn(&Path) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    for (_, files) in listed {
+        let results = on_all_cores(files, |(path, _)| look(path))?;
+        let mut good = Files::with_capacity(files.len());
+        for (file, result) in files.drain(..).zip(results) {
+            match result {
+                Ok(t) => {
+                    found.push(t);
+                    good.push(file);
+                }
+                Err(e) => damaged.push((file.0, e)),
+            }
+        }
+        *files = good;
+    }
+    match damaged.first() {
+        Some((_, e)) if !opening.skip_damaged => Err(match damaged.len() {
+            1 => e.clone(),
+            all => e.clone().and(&format!("; there are {all} such files")),
+        }),
+        _ => Ok(found),
+    }
+}
+
+/// A note about the files that are left out.
+fn left_out(dir: &Path, damaged: &[(PathBuf, Error)]) -> Option<String> {
+    let all = damaged.len();
+    let told = damaged.iter().take(SHOWN_DAMAGED).map(|(path, e)| format!("{} ({})", shown(path, dir), e.cause()));
+    let told = told.collect::<Vec<_>>().join(", ");
+    let more = if all > SHOWN_DAMAGED { ", …" } else { "" };
+    (all > 0).then(|| format!("{} {} left out: {told}{more}", count(all, "damaged file"), are(all)))
+}
+
+/// A note about images that are in the training set as well as in another one: files of the same name with the same bytes.
+fn seen_twice(dir: &Path, listed: &[(Classes, Files)], headers: &[Header]) -> Result<Option<String>> {
+    let parts = listed.iter().flat_map(|(part, files)| files.iter().map(|(path, _)| (part.part, path)));
+    let (train, rest): (Vec<_>, Vec<_>) = parts.zip(headers).partition(|((part, _), _)| *part == Part::Train);
+    let key = |path: &Path, header: &Header| (name(path), header.length);
+    let mut known: HashMap<(String, u64), Vec<&PathBuf>> = HashMap::new();
+    train.into_iter().for_each(|((_, path), h)| known.entry(key(path, h)).or_default().push(path));
+    let mut twice = Vec::new();
+    for ((_, path), header) in rest {
+        let Some(same) = known.get(&key(path, header)) else { continue };
+        let bytes = fs::read(path).file(path)?;
+        for other in same {
+            if fs::read(other).file(other)? == bytes {
+                twice.push(shown(path, dir));
+                break;
+            }
+        }
+    }
+    let images = |n: usize| if n == 1 { "1 image is".to_owned() } else { format!("{n} images are") };
+    let note = format!("{} in the training set, too: {}", images(twice.len()), list(&twice));
+    Ok(Some(note).filter(|_| !twice.is_empty()))
+}
+
+/// The size that images are brought to, and where none is given the file whose size all must have.
+fn one_size(
+    size: Option<(usize, usize)>,
+    listed: &[(Classes, Files)],
+    headers: &[Header],
+) -> Result<((usize, usize), Option<PathBuf>)> {
+    if let Some(size) = size {
+        return Ok((size, None));
+    }
+    let mut all = listed.iter().flat_map(|(_, files)| files).map(|(path, _)| path).zip(headers);
+    let Some((like, first)) = all.next() else { return Ok(((1, 1), None)) };
+    match all.find(|(_, h)| h.size != first.size) {
+        Some((path, other)) => Err(other_size(path, other.size, like, first.size)),
+        None => Ok((first.size, Some(like.clone()))),
+    }
+}
+
+/// Adds the images under `dir`; other files are passed over.
+fn search(dir: &Path, class: i64, files: &mut Files, passed_over: &mut Vec<PathBuf>) -> Result<()> {
+    let here = content(dir)?;
+    files.extend(here.images.into_iter().map(|path| (path, class)));
+    passed_over.extend(here.others);
+    for folder in here.folders {
+        search(&folder, class, files, passed_over)?;
     }
     Ok(())
 }
@@ -132,6 +312,10 @@ fn search(dir: &Path, class: i64, files: &mut Files) -> Result<()> {
 mod tests {
     use super::*;
     use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    fn open(dir: &Path, size: Option<(usize, usize)>, memory: usize) -> Result<Splits> {
+        super::open(dir, size, memory, &Opening::default())
+    }
 
     const HELD: usize = usize::MAX;
 
@@ -145,7 +329,7 @@ mod tests {
         images
     }
 
-    fn pixels(set: &Dataset, sample: usize) -> Vec<u8> {
+    fn pixels_of(set: &Dataset, sample: usize) -> Vec<u8> {
         let mut pixels = Vec::new();
         images(set).read(&[sample], &mut pixels).unwrap();
         pixels
@@ -168,8 +352,8 @@ mod tests {
         assert!(splits.test.is_none());
         let train = images(&splits.train);
         assert_eq!((train.height, train.width, train.channels), (3, 2, 3));
-        assert_eq!(pixels(&splits.train, 1)[..3], [1, 2, 3]);
-        assert_eq!(pixels(&splits.train, 2)[..3], [7, 8, 9]);
+        assert_eq!(pixels_of(&splits.train, 1)[..3], [1, 2, 3]);
+        assert_eq!(pixels_of(&splits.train, 2)[..3], [7, 8, 9]);
 
         rgb(at("test/bird/a.png"), 2, 3, [0; 3]);
         assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("class `bird`"));
@@ -183,7 +367,7 @@ mod tests {
         let e = open(dir.path(), None, HELD).unwrap_err();
         assert!(e.to_string().contains("2.png: this image is 2 × 8") && e.hint_text().is_some(), "{e}");
         let splits = open(dir.path(), Some((3, 5)), HELD).unwrap();
-        assert_eq!(pixels(&splits.train, 1), [40, 50, 60].repeat(15));
+        assert_eq!(pixels_of(&splits.train, 1), [40, 50, 60].repeat(15));
     }
 
     #[test]
@@ -192,10 +376,10 @@ mod tests {
         fs::create_dir(dir.path().join("a")).unwrap();
         GrayImage::from_pixel(2, 2, Luma([9])).save(dir.path().join("a/1.png")).unwrap();
         let splits = open(dir.path(), None, HELD).unwrap();
-        assert_eq!(pixels(&splits.train, 0), [9; 4]);
+        assert_eq!(pixels_of(&splits.train, 0), [9; 4]);
         rgb(dir.path().join("a/2.png"), 2, 2, [1, 2, 3]);
         let splits = open(dir.path(), None, HELD).unwrap();
-        assert_eq!((images(&splits.train).channels, pixels(&splits.train, 0)), (3, vec![9; 12]));
+        assert_eq!((images(&splits.train).channels, pixels_of(&splits.train, 0)), (3, vec![9; 12]));
     }
 
     #[test]
@@ -207,7 +391,7 @@ mod tests {
         let [held, mut streamed] = [5 * 36, 5 * 36 - 1].map(|m| open(dir.path(), Some((4, 3)), m).unwrap());
         assert!(held.notes.is_empty() && streamed.notes[0].starts_with("5 images would take 0.0 GiB"));
         assert_ne!(held.train, streamed.train);
-        let all = |set: &Dataset| (0..set.len()).map(|i| pixels(set, i)).collect::<Vec<_>>();
+        let all = |set: &Dataset| (0..set.len()).map(|i| pixels_of(set, i)).collect::<Vec<_>>();
         assert_eq!(all(&held.train), all(&streamed.train));
         let few = [3, 1].as_slice();
         assert_eq!(all(&held.train.select(few).unwrap()), all(&streamed.train.select(few).unwrap()));
@@ -240,8 +424,9 @@ mod tests {
             let e = open(dir.path(), Some((64, 64)), HELD).unwrap_err();
             assert!(e.to_string().contains("bad.jpg: cannot be decoded"), "{e}");
         }
-        fs::rename(&file, dir.path().join("a/bad.webp")).unwrap();
-        assert!(open(dir.path(), None, HELD).unwrap_err().to_string().contains("webp images are not supported"));
+        fs::write(&file, b"RIFF\x10\0\0\0WEBPVP8 ").unwrap();
+        let e = open(dir.path(), None, HELD).unwrap_err();
+        assert!(e.to_string().contains("bad.jpg: cannot be decoded: it is a WebP, whatever its name says"), "{e}");
     }
 
     #[test]
@@ -257,6 +442,10 @@ mod tests {
         rgb(dir.path().join("b/1.png"), 1, 1, [0; 3]);
         fails("a: this class has no images");
         fs::create_dir(dir.path().join("test")).unwrap();
+        fails("a: this class has no images");
+        rgb(dir.path().join("test/b/1.png"), 1, 1, [0; 3]);
+        fails("`test` looks like a split, and `b` beside it like classes");
+        fs::remove_dir_all(dir.path().join("b")).unwrap();
         fails("no train folder");
         assert!(open(&dir.path().join("nowhere"), None, HELD).unwrap_err().to_string().contains("nowhere"));
     }

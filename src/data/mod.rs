@@ -6,9 +6,11 @@
 mod augment;
 mod batch;
 mod cifar;
+mod classes;
 mod decode;
 mod feed;
 mod fit;
+mod folders;
 mod idx;
 mod images;
 mod lengths;
@@ -16,7 +18,9 @@ mod loader;
 mod normalize;
 mod npz;
 mod pixels;
+mod place;
 mod rng;
+mod signature;
 mod spec;
 mod split;
 mod table;
@@ -79,8 +83,25 @@ pub struct Splits {
     pub test: Option<Dataset>,
     /// Name of each class; labels as decimal numbers where the files have no names.
     pub classes: Vec<String>,
+    /// Whether the names are those of the files, so that another data set can be matched by them.
+    pub named: bool,
     /// How the files were understood, where the user should know; a sentence each.
     pub notes: Vec<String>,
+}
+
+/// How a data set is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Opening<'a> {
+    /// How tables of text are read.
+    pub text: Option<&'a TextOptions>,
+    /// The classes that the model knows, in the order of its logits, which the data are matched with by name; empty where it names none.
+    pub classes: &'a [String],
+    /// Where the data have a class that the model does not know, all get new numbers; otherwise that is an error.
+    pub rename: bool,
+    /// Image files that cannot be decoded are left out.
+    pub skip_damaged: bool,
+    /// The data are evaluated only: the training set may be missing.
+    pub evaluate: bool,
 }
 
 /// Reads a data set. Folders of images stay files when they would take more than 4 GiB of memory.
@@ -90,25 +111,30 @@ pub struct Splits {
 ///
 /// # Errors
 /// When files are missing, damaged or empty, or a label is out of range: the error names the file. Settings of text for other data,
-/// or none for text.
-pub fn open(spec: &Spec, inputs: &[(String, Declared)], text: Option<&TextOptions>) -> Result<Splits> {
-    if text.is_some() && !spec.is_text() {
+/// or none for text. A class that the model does not know.
+pub fn open(spec: &Spec, inputs: &[(String, Declared)], opening: &Opening<'_>) -> Result<Splits> {
+    if opening.text.is_some() && !spec.is_text() {
         return Err(Error::new("text columns or a tokenizer are given, but the data are no tables of text").hint(
             "leave --text, --label, --tokenizer and --max-length away, or give tsv:PATH, csv:PATH or jsonl:PATH",
         ));
     }
-    let (splits, place) = match spec {
-        Spec::Cifar10(dir) => (cifar::open_cifar10(dir)?, dir),
-        Spec::Cifar100(dir) => (cifar::open_cifar100(dir)?, dir),
-        Spec::Idx(dir) => (idx::open(dir)?, dir),
-        Spec::Images(dir) => (images::open(dir, declared_size(inputs), MEMORY)?, dir),
-        Spec::Npz(file) => (npz::open(file)?, file),
-        Spec::Text(format, path) => (text::open(path, *format, text.unwrap_or(&TextOptions::default()), inputs)?, path),
+    let place = spec.path();
+    place::check(spec)?;
+    let mut splits = match spec {
+        Spec::Cifar10(dir) => cifar::open_cifar10(dir)?,
+        Spec::Cifar100(dir) => cifar::open_cifar100(dir)?,
+        Spec::Idx(dir) => idx::open(dir)?,
+        Spec::Images(dir) => images::open(dir, declared_size(inputs), MEMORY, opening)?,
+        Spec::Npz(file) => npz::open(file)?,
+        Spec::Text(format, path) => text::open(path, *format, opening, inputs)?,
     };
+    if !matches!(spec, Spec::Images(_)) {
+        splits.match_classes(opening).map_err(|e| e.in_file(place))?;
+    }
     let parts =
         [("training", Some(&splits.train)), ("validation", splits.valid.as_ref()), ("test", splits.test.as_ref())];
     for (name, part) in parts {
-        if let Some(part) = part {
+        if let Some(part) = part.filter(|p| !opening.evaluate || !p.is_empty()) {
             part.check(name).map_err(|e| e.in_file(place))?;
         }
     }
@@ -220,8 +246,12 @@ fn check_labels(labels: &[i64], classes: usize) -> Result<()> {
 fn numbered_classes(sets: &[(&Path, &Dataset)]) -> Result<Vec<String>> {
     let mut classes = 0;
     for (file, set) in sets {
-        check_labels(&set.labels, MAX_CLASSES)
-            .map_err(|e| e.in_file(file).hint("labels are class numbers, counted from 0"))?;
+        let hint = "labels are class numbers from 0 on: take samples without a label out";
+        if let Some(i) = set.labels.iter().position(|l| *l < 0) {
+            let cause = format!("label {} of sample {i} is negative", set.labels[i]);
+            return Err(Error::new(cause).in_file(file).hint(hint));
+        }
+        check_labels(&set.labels, MAX_CLASSES).map_err(|e| e.in_file(file).hint(hint))?;
         classes = set.labels.iter().fold(classes, |n, label| n.max(*label + 1));
     }
     Ok((0..classes).map(|c| c.to_string()).collect())

@@ -1,8 +1,10 @@
 //! NumPy archives: arrays named as the model's inputs, `labels`, and the same with `valid_` and `test_` before the name.
 
+use super::folders::Part;
 use super::{Dataset, Samples, Splits, numbered_classes};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::{DType, Element, Tensor};
+use crate::wording::{count, list, nearest};
 use ndarray::{ArrayD, IxDyn, OwnedRepr};
 use ndarray_npy::{NpzReader, ReadNpyError, ReadNpzError};
 use std::collections::BTreeMap;
@@ -20,12 +22,13 @@ type Reader = NpzReader<BufReader<File>>;
 /// Reads every array of the archive. A prefix names a split only when there are labels for it, so that a model input
 /// may be called `test_x`.
 pub(super) fn open(path: &Path) -> Result<Splits> {
-    let splits = split(read_npz(path)?).map_err(|e| e.in_file(path))?;
+    let mut notes = Vec::new();
+    let splits = split(read_npz(path)?, &mut notes).map_err(|e| e.in_file(path))?;
     let Parts { train, valid, test } = splits;
     let sets: Vec<(&Path, &Dataset)> =
         [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().map(|s| (path, s)).collect();
     let classes = numbered_classes(&sets)?;
-    Ok(Splits { train, valid, test, classes, notes: Vec::new() })
+    Ok(Splits { train, valid, test, classes, named: false, notes })
 }
 
 /// Every array of an npz file, by name.
@@ -107,28 +110,46 @@ struct Parts {
     test: Option<Dataset>,
 }
 
-fn split(mut arrays: BTreeMap<String, Tensor>) -> Result<Parts> {
+fn split(mut arrays: BTreeMap<String, Tensor>, notes: &mut Vec<String>) -> Result<Parts> {
+    let all: Vec<String> = arrays.keys().cloned().collect();
     let mut take = |prefix: &str| -> Result<Option<Dataset>> {
         if !arrays.contains_key(&format!("{prefix}{LABELS}")) {
             return Ok(None);
         }
         let names: Vec<String> = arrays.keys().filter(|n| n.starts_with(prefix)).cloned().collect();
         let own = names.iter().filter_map(|n| Some((n[prefix.len()..].to_owned(), arrays.remove(n)?))).collect();
-        dataset(own, prefix).map(Some)
+        dataset(own, prefix, notes).map(Some)
     };
     let (valid, test) = (take("valid_")?, take("test_")?);
     let Some(train) = take("")? else {
-        let cause = format!("there is no array `{LABELS}`");
-        return Err(Error::new(cause).hint("np.savez(FILE, **{model_input: array}, labels=classes)"));
+        return Err(Error::new(format!("there is no array `{LABELS}`")).hint(rename(&all)));
     };
+    let names_split = |n: &&String| n.to_lowercase().strip_suffix("_labels").and_then(Part::of).is_some();
+    if let Some(other) = names(&train).into_iter().find(names_split) {
+        let hint = "arrays of a validation or test set begin with `valid_` or `test_`: rename them, or take them out";
+        return Err(Error::new(format!("array `{other}` names no split that is known")).hint(hint));
+    }
     for (part, set) in [("valid_", &valid), ("test_", &test)] {
         let Some(set) = set else { continue };
         let missing = names(&train).into_iter().find(|n| !names(set).contains(n));
         if let Some(name) = missing {
-            crate::bail!("array `{name}` has no `{part}{name}` although there are `{part}{LABELS}`");
+            let cause = format!("array `{name}` has no `{part}{name}` although there are `{part}{LABELS}`");
+            let there: Vec<String> = names(set).into_iter().map(|n| format!("{part}{n}")).collect();
+            return Err(Error::new(cause).hint(format!("arrays of this part are: {}", list(&there))));
         }
     }
     Ok(Parts { train, valid, test })
+}
+
+/// What to do about an archive without labels.
+fn rename(all: &[String]) -> String {
+    let usual = ["y_train", "train_labels", "label", "target", "targets", "classes", "y"];
+    let named = |n: &&String| usual.contains(&n.to_lowercase().as_str());
+    let meant = nearest(LABELS, all).or_else(|| all.iter().find(named).map(String::as_str));
+    let meant = meant.map_or_else(String::new, |n| format!("is `{n}` meant? "));
+    let there =
+        if all.is_empty() { "the archive is empty".to_owned() } else { format!("its arrays are: {}", list(all)) };
+    format!("{meant}{there}; save with np.savez(FILE, **{{model_input: array, {LABELS:?}: classes}})")
 }
 
 fn names(set: &Dataset) -> Vec<&String> {
@@ -138,25 +159,80 @@ fn names(set: &Dataset) -> Vec<&String> {
     }
 }
 
-fn dataset(mut arrays: BTreeMap<String, Tensor>, prefix: &str) -> Result<Dataset> {
-    let labels = arrays.remove(LABELS);
-    let label_type = labels.as_ref().map(Tensor::ty);
-    let one_axis = labels.filter(|l| l.shape().len() == 1 && l.dtype() != DType::Bool);
-    let Some(labels) = one_axis.and_then(|l| l.to_i64()) else {
-        let ty = label_type.map_or_else(|| "missing".to_owned(), |t| t.to_string());
-        let hint =
-            "labels are class numbers, one integer per sample: int64 [N] (for one-hot rows, np.argmax(…, axis=1))";
-        return Err(Error::new(format!("array `{prefix}{LABELS}` is {ty}")).hint(hint));
-    };
+fn dataset(mut arrays: BTreeMap<String, Tensor>, prefix: &str, notes: &mut Vec<String>) -> Result<Dataset> {
+    let Some(array) = arrays.remove(LABELS) else { crate::bail!("array `{prefix}{LABELS}` is missing") };
+    let labels = class_numbers(&array, &format!("{prefix}{LABELS}"), notes)?;
     if arrays.is_empty() {
         crate::bail!("there is `{prefix}{LABELS}` but no input array");
     }
     for (name, array) in &arrays {
         if array.shape().first() != Some(&labels.len()) {
-            crate::bail!("array `{prefix}{name}` is {}, but there are {} labels", array.ty(), labels.len());
+            let labels = count(labels.len(), "label");
+            let cause = match array.shape().first() {
+                Some(rows) => format!(
+                    "array `{prefix}{name}` is {} and has {}, but there is {labels}",
+                    array.ty(),
+                    count(*rows, "row")
+                ),
+                None => format!("array `{prefix}{name}` is a single number, but there is {labels}"),
+            };
+            let cause = if labels.starts_with("1 ") { cause } else { cause.replace("there is", "there are") };
+            let hint = match ["valid_", "test_"].iter().find(|p| prefix.is_empty() && name.starts_with(*p)) {
+                Some(part) => format!("add `{part}{LABELS}`, so that it is part of that set, or take it out"),
+                None => "the first axis of every array is the sample".to_owned(),
+            };
+            return Err(Error::new(cause).hint(hint));
         }
     }
     Ok(Dataset::new(Samples::Arrays(arrays), labels))
+}
+
+/// Class numbers from an array that has them one a sample, as integers, as whole floats or as one-hot rows.
+///
+/// # Errors
+/// Anything that could mean something else: says what it looks like.
+fn class_numbers(array: &Tensor, name: &str, notes: &mut Vec<String>) -> Result<Vec<i64>> {
+    let refuse = |why: &str, hint: &str| {
+        let at = format!("array `{name}` is {}{why}", array.ty());
+        Err(Error::new(at)
+            .hint(format!("{hint}; labels are class numbers from 0 on, one integer per sample: int64 [N]")))
+    };
+    let values = array.to_f64();
+    let rows = array.shape().first().copied().unwrap_or_default();
+    let width = values.len().checked_div(rows).unwrap_or(1);
+    let kind = if array.shape().len() > 1 { format!(" {:?}", array.shape()) } else { String::new() };
+    if array.shape().is_empty() || array.shape().iter().skip(1).filter(|d| **d != 1).count() > 1 {
+        return refuse(", which is not one number per sample", "labels of another shape are not read");
+    }
+    if width > 1 {
+        let one_hot = |row: &[f64]| row.iter().all(|v| *v == 0.0 || *v == 1.0) && row.iter().sum::<f64>() == 1.0;
+        if let Some(bad) = values.chunks(width).position(|row| !one_hot(row)) {
+            let why = format!(", but row {bad} is not one-hot");
+            return refuse(&why, "np.argmax(labels, axis=1) gives the class of the highest value");
+        }
+        notes.push(format!("`{name}`{kind} is read as one-hot rows of {width} classes"));
+        return Ok(values
+            .chunks(width)
+            .map(|row| row.iter().position(|v| *v == 1.0).unwrap_or_default() as i64)
+            .collect());
+    }
+    if !array.dtype().is_float() {
+        let how = if array.dtype() == DType::Bool {
+            " is read as classes 0 and 1"
+        } else {
+            " is read as one label per sample"
+        };
+        if array.dtype() == DType::Bool || !kind.is_empty() {
+            notes.push(format!("`{name}`{kind}{how}"));
+        }
+        return Ok(array.to_i64().unwrap_or_else(|| values.iter().map(|v| *v as i64).collect()));
+    }
+    if let Some(at) = values.iter().position(|v| v.fract() != 0.0 || !v.is_finite() || v.abs() > 1e15) {
+        let why = format!(", and label {} of sample {at} is no class number", values[at]);
+        return refuse(&why, "scores and probabilities are not learned as classes");
+    }
+    notes.push(format!("`{name}` is {} and is read as whole numbers", array.ty()));
+    Ok(values.iter().map(|v| *v as i64).collect())
 }
 
 /// Reads one array of whatever type it is.
@@ -169,7 +245,11 @@ fn read(reader: &mut Reader, name: &str) -> Result<Tensor> {
         let bytes = array.iter().map(|b| u8::from(*b)).collect();
         return Tensor::from_bytes(DType::Bool, array.shape(), bytes);
     }
-    let hint = "save it with a NumPy type from float32, float64, bool and the 8- to 64-bit integers";
+    let hint = if name.ends_with(LABELS) {
+        "names of classes become numbers by np.unique(labels, return_inverse=True)[1]"
+    } else {
+        "save it with a NumPy type from float32, float64, bool and the 8- to 64-bit integers"
+    };
     Err(Error::new(format!("array `{name}` has an element type that cannot be read")).hint(hint))
 }
 
@@ -238,6 +318,20 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_other_forms_are_read_where_they_mean_one_thing() {
+        let read = |a: Archive| {
+            let splits = a.with("x", array![[1f32], [2.], [3.]]).open().unwrap();
+            (splits.train.labels, splits.notes.len())
+        };
+        let new = Archive::new;
+        assert_eq!(read(new().with("labels", array![2i64, 0, 1])), (vec![2, 0, 1], 0));
+        assert_eq!(read(new().with("labels", array![2f64, 0., 1.])), (vec![2, 0, 1], 1));
+        assert_eq!(read(new().with("labels", array![[2i32], [0], [1]])), (vec![2, 0, 1], 1));
+        assert_eq!(read(new().with("labels", array![[0f32, 0., 1.], [1., 0., 0.], [0., 1., 0.]])), (vec![2, 0, 1], 1));
+        assert_eq!(read(new().with("labels", array![true, false, true])), (vec![1, 0, 1], 1));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let x = || array![[1f32], [2.]];
         let cause = |a: Archive| a.open().unwrap_err().to_string();
@@ -245,11 +339,14 @@ mod tests {
         assert!(cause(Archive::new().with("labels", array![1i64])).contains("no input array"));
         assert!(
             cause(Archive::new().with("x", x()).with("labels", array![1i64]))
-                .contains("`x` is f32[2,1], but there are 1")
+                .contains("`x` is f32[2,1] and has 2 rows, but there is 1 label")
         );
-        assert!(cause(Archive::new().with("x", x()).with("labels", array![1f32, 2.])).contains("`labels` is f32[2]"));
+        let e = cause(Archive::new().with("x", x()).with("labels", array![1f32, 2.5]));
+        assert!(e.contains("`labels` is f32[2], and label 2.5 of sample 1 is no class number"), "{e}");
+        let e = cause(Archive::new().with("x", x()).with("labels", array![[0.1f32, 0.9], [0., 1.]]));
+        assert!(e.contains("`labels` is f32[2,2], but row 0 is not one-hot"), "{e}");
         let e = cause(Archive::new().with("x", x()).with("labels", array![1i64, -1]));
-        assert!(e.contains("label -1 of sample 1"), "{e}");
+        assert!(e.contains("label -1 of sample 1 is negative"), "{e}");
         let e = cause(Archive::new().with("x", x()).with("labels", array![1i64 << 40, 0]));
         assert!(e.contains("outside 0.."), "{e}");
         let one = || Archive::new().with("x", x()).with("labels", array![0i64, 1]);

@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn splits(n: usize) -> Splits {
-        Splits { train: dataset(n), valid: None, test: None, classes: Vec::new(), notes: Vec::new() }
+        Splits { train: dataset(n), valid: None, test: None, classes: Vec::new(), named: false, notes: Vec::new() }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tables with a sample per row: tab-separated, comma-separated, or JSON Lines.
 
 use crate::error::{Error, IoContext, Result};
+use crate::wording::{count, nearest};
 use csv::{ErrorKind, Reader, ReaderBuilder};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -65,7 +66,8 @@ pub(super) fn read(file: &Path, format: TableFormat, columns: &[&str]) -> Result
     let read = || {
         let there = names_in(&text, format, format != TableFormat::Jsonl && numbered(columns))?;
         if let Some(column) = columns.iter().find(|c| there.iter().all(|t| t != *c)) {
-            let hint = format!("its columns are: {}", there.join(", "));
+            let meant = nearest(column, &there).map_or_else(String::new, |c| format!("did you mean `{c}`? "));
+            let hint = format!("{meant}its columns are: {}", there.join(", "));
             return Err(Error::new(format!("there is no column `{column}`")).hint(hint));
         }
         let rows = match format {
@@ -152,10 +154,11 @@ fn read_delimited(text: &str, format: TableFormat, columns: &[&str], there: &[St
         let record = record.map_err(|e| {
             let line = lines.line(e.position());
             match e.kind() {
-                ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                    Error::new(format!("line {line} has {len} columns, but the first has {expected_len}"))
-                        .hint("every line needs the same columns: look for a missing or an additional separator")
-                }
+                ErrorKind::UnequalLengths { expected_len, len, .. } => Error::new(format!(
+                    "line {line} has {}, but the first has {expected_len}",
+                    count(*len as usize, "column")
+                ))
+                .hint("every line needs the same columns: look for a missing or an additional separator"),
                 _ => Error::new(e.to_string()),
             }
         })?;
@@ -264,7 +267,7 @@ mod tests {
         refused(Tsv, b"s\tlabel\n", &columns, "no samples");
         refused(Tsv, b"s\tclass\na\t1\n", &columns, "no column `label`");
         refused(Tsv, b"a\t1\n", &["1", "3"], "no column `3`");
-        refused(Tsv, b"s\tlabel\na\t1\nb\nc\t1\n", &columns, "line 3 has 1 columns, but the first has 2");
+        refused(Tsv, b"s\tlabel\na\t1\nb\nc\t1\n", &columns, "line 3 has 1 column, but the first has 2");
         refused(Csv, b"s,label\na,b,1\n", &columns, "line 2 has 3 columns");
         refused(Tsv, b"s\tlabel\na\t1\n\xff\t1\n", &columns, "line 3 is not UTF-8");
         refused(Jsonl, b"{\"s\": \"a\", \"label\": 1}\n{\"s\": 1\n", &columns, "line 2 is not a JSON object");

@@ -1,15 +1,18 @@
 //! Labelled texts or pairs of texts in tables: which files are which split, what the classes are, and the arrays of tokens.
 
+use super::classes::{MODEL, TRAINING, unknown};
+use super::folders::{Part as Split, name};
+use super::place::entries;
 use super::table::{self, Row, TableFormat};
 use super::tokenize::Encoder;
-use super::{Dataset, MAX_CLASSES, Samples, Splits};
+use super::{Dataset, MAX_CLASSES, Opening, Samples, Splits};
 use crate::error::{Error, Result};
 use crate::ir::Declared;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Names of a validation file, the one that wins first.
-const VALID: [&str; 4] = ["dev", "val", "valid", "validation"];
+/// The usual names of files; of two for the same split the earlier wins.
+const USUAL: [&str; 6] = ["train", "test", "dev", "val", "valid", "validation"];
 
 /// More names than this are no longer worth a line.
 const SHOWN_CLASSES: usize = 12;
@@ -90,9 +93,11 @@ struct Part {
 pub(super) fn open(
     path: &Path,
     format: TableFormat,
-    options: &TextOptions,
+    opening: &Opening<'_>,
     inputs: &[(String, Declared)],
 ) -> Result<Splits> {
+    let unsaid = TextOptions::default();
+    let options = opening.text.unwrap_or(&unsaid);
     let mut notes = Vec::new();
     let [train, valid, test] = files(path, format, &mut notes)?;
     let Some(train) = train else {
@@ -100,7 +105,8 @@ pub(super) fn open(
             "expected train.{0} with dev.{0} (or val, valid, validation) and test.{0} beside it where there are such sets",
             format.name()
         );
-        return Err(Error::new(format!("there is no train.{}", format.name())).in_file(path).hint(layout));
+        let hint = other_format(path, format).unwrap_or(layout);
+        return Err(Error::new(format!("there is no train.{}", format.name())).in_file(path).hint(hint));
     };
     options.check(&train, format)?;
     let encoder = Encoder::new(&options.tokenizer, inputs, options.max_length, options.text.len())?;
@@ -116,7 +122,8 @@ pub(super) fn open(
         None => None,
     };
     let parts: Vec<&Part> = [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().collect();
-    let classes = Classes::new(&parts, &options.classes)?;
+    let classes = Classes::new(&parts, options, opening)?;
+    notes.extend(classes.note.clone());
     if classes.named && classes.names.len() <= SHOWN_CLASSES {
         let numbered: Vec<String> = classes.names.iter().enumerate().map(|(i, n)| format!("{n} {i}")).collect();
         notes.push(format!("classes: {}", numbered.join(", ")));
@@ -145,23 +152,34 @@ pub(super) fn open(
     let train_set = dataset(&train)?;
     let valid = valid.as_ref().map(&mut dataset).transpose()?;
     let test = test.as_ref().map(&mut dataset).transpose()?;
-    Ok(Splits { train: train_set, valid, test, classes: classes.names, notes })
+    Ok(Splits { train: train_set, valid, test, named: classes.named, classes: classes.names, notes })
 }
 
-/// The training, validation and test file.
+/// The training, validation and test file: those whose names say so, in whatever case.
 fn files(path: &Path, format: TableFormat, notes: &mut Vec<String>) -> Result<[Option<PathBuf>; 3]> {
     if !path.is_dir() {
         return Ok([Some(path.to_owned()), None, None]);
     }
-    let file = |stem: &str| Some(path.join(format!("{stem}.{}", format.name()))).filter(|f| f.is_file());
-    let mut valid = VALID.iter().filter_map(|stem| file(stem));
-    let first = valid.next();
-    for other in valid {
-        let name = |f: &Path| f.file_name().unwrap_or_default().display().to_string();
-        let used = first.as_deref().map(name).unwrap_or_default();
-        notes.push(format!("{} is not used: {used} is the validation set", name(&other)));
-    }
-    Ok([file("train"), first, file("test")])
+    let files: Vec<PathBuf> = entries(path).into_iter().map(|n| path.join(n)).filter(|f| f.is_file()).collect();
+    let ending = |f: &Path| f.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let stem = |f: &Path| f.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    Ok(Split::ALL.map(|part| {
+        let is_part = |f: &&PathBuf| ending(f) == format.name() && Split::of(&stem(f)) == Some(part);
+        let mut found: Vec<&PathBuf> = files.iter().filter(is_part).collect();
+        // The usual names come first.
+        found.sort_by_key(|f| USUAL.iter().position(|u| *u == stem(f)).unwrap_or(USUAL.len()));
+        for other in found.iter().skip(1) {
+            notes.push(format!("{} is not used: {} is the {} set", name(other), name(found[0]), part.title()));
+        }
+        found.first().map(|f| (*f).clone())
+    }))
+}
+
+/// How to give a folder that has a training file of another format.
+fn other_format(path: &Path, format: TableFormat) -> Option<String> {
+    let other = |f: &TableFormat| *f != format && path.join(format!("train.{}", f.name())).is_file();
+    let found = TableFormat::ALL.into_iter().find(other)?;
+    Some(format!("there is train.{0}: give {0}:{1}", found.name(), path.display()))
 }
 
 /// A test file, when it has the columns and labels.
@@ -188,37 +206,63 @@ fn label(row: &Row) -> &str {
     row.fields.last().map(|l| l.trim()).unwrap_or_default()
 }
 
+/// A label that is a whole number, be it written as `1.0`.
+fn number(text: &str) -> Option<i64> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<f64>().ok().filter(|v| v.fract() == 0.0 && v.abs() < 1e9).map(|v| v as i64))
+}
+
 /// What labels mean.
 struct Classes {
     names: Vec<String>,
     /// Labels are names; otherwise class numbers.
     named: bool,
+    /// Whose classes the names are.
+    whose: &'static str,
+    /// Whether the data are evaluated only.
+    evaluate: bool,
+    note: Option<String>,
 }
 
 impl Classes {
-    /// The classes that are `given`, or those of the first part: class numbers, or else its labels in alphabetical order.
-    fn new(parts: &[&Part], given: &[String]) -> Result<Self> {
+    /// The classes that the settings or the model give, or those of the first part: class numbers, or else its labels in alphabetical
+    /// order.
+    fn new(parts: &[&Part], options: &TextOptions, opening: &Opening<'_>) -> Result<Self> {
+        let named = |names: Vec<String>, whose: &'static str| Self {
+            names,
+            named: true,
+            whose,
+            evaluate: opening.evaluate,
+            note: None,
+        };
         let first = parts.first().map(|p| p.rows.as_slice()).unwrap_or_default();
-        if !given.is_empty() {
-            return Ok(Self { names: given.to_vec(), named: true });
+        if !options.classes.is_empty() {
+            return Ok(named(options.classes.clone(), MODEL));
         }
         let mut names: Vec<&str> = first.iter().map(label).filter(|l| !l.is_empty()).collect();
         names.sort_unstable();
         names.dedup();
-        if let Some(word) = names.iter().find(|n| n.parse::<i64>().is_err()) {
+        if let Some(word) = names.iter().find(|n| number(n).is_none()) {
             if names.iter().all(|n| n.parse::<f64>().is_ok_and(f64::is_finite)) {
                 let file = parts.first().map_or(Path::new(""), |p| &p.file);
                 let hint = "classes are names or whole numbers from 0 on; scores, as those of STS-B, cannot be learned";
                 return Err(Error::new(format!("label `{word}` is no class")).in_file(file).hint(hint));
             }
-            return Ok(Self { names: names.into_iter().map(str::to_owned).collect(), named: true });
+            let is_known = |n: &&str| opening.classes.iter().any(|k| k == n);
+            if !opening.classes.is_empty() && (!opening.rename || names.iter().all(is_known)) {
+                return Ok(named(opening.classes.to_vec(), MODEL));
+            }
+            return Ok(named(names.into_iter().map(str::to_owned).collect(), TRAINING));
         }
-        let numbers = Self { names: Vec::new(), named: false };
+        let decimal = names.iter().find(|n| n.parse::<i64>().is_err());
+        let note = decimal.map(|n| format!("labels such as `{n}` are read as whole numbers"));
+        let numbers = Self { names: Vec::new(), named: false, whose: TRAINING, evaluate: opening.evaluate, note };
         let mut classes = 0;
         for part in parts {
             classes = numbers.labels(part)?.into_iter().fold(classes, |n, label| n.max(label + 1));
         }
-        Ok(Self { names: (0..classes).map(|c| c.to_string()).collect(), named: false })
+        Ok(Self { names: (0..classes).map(|c| c.to_string()).collect(), ..numbers })
     }
 
     /// The class of every sample.
@@ -234,14 +278,11 @@ impl Classes {
         if self.named {
             let found = self.names.iter().position(|n| n == text).map(|class| class as i64);
             return found.ok_or_else(|| {
-                let shown = self.names.iter().take(SHOWN_CLASSES).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let more = if self.names.len() > SHOWN_CLASSES { ", …" } else { "" };
-                Error::new(format!("line {line}: label `{text}` is no class of the training set"))
-                    .hint(format!("its classes are: {shown}{more}"))
+                let e = unknown(text, &self.names, self.whose, self.evaluate);
+                Error::new(format!("line {line}: label `{text}` is not among {}", self.whose)).hint_from(&e)
             });
         }
-        let number = text.parse::<i64>().ok().filter(|n| (0..MAX_CLASSES as i64).contains(n));
-        number.ok_or_else(|| {
+        number(text).filter(|n| (0..MAX_CLASSES as i64).contains(n)).ok_or_else(|| {
             Error::new(format!("line {line}: label `{text}` is no class number"))
                 .hint("where the training labels are numbers, all labels are, counted from 0")
         })
@@ -269,7 +310,8 @@ mod tests {
             let dims = Some(vec![Dim::Unknown, Dim::Symbol("length".into())]);
             let inputs = [("input_ids".to_owned(), Declared { dtype: DType::I64, dims })];
             let tokenizer = self.0.path().join("tokenizer.json");
-            open(&self.0.path().join(name), format, &TextOptions { tokenizer, ..options.clone() }, &inputs)
+            let options = TextOptions { tokenizer, ..options.clone() };
+            open(&self.0.path().join(name), format, &Opening { text: Some(&options), ..Opening::default() }, &inputs)
         }
     }
 

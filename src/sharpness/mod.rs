@@ -147,6 +147,9 @@ pub fn sharpness(
 ) -> Result<Sharpness> {
     let imported = import(model)?;
     let graph = &imported.graph;
+    let mut recipe = recipe.clone();
+    recipe.know_classes(&imported);
+    let recipe = &recipe;
     let load = |set: Dataset, inputs, normalization| {
         let set = set.sample(probe.samples.min(set.len()), probe.seed)?;
         let options =

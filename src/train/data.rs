@@ -3,14 +3,17 @@
 use super::recipe::Recipe;
 use super::run::Observer;
 use crate::data::{
-    Augment, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Samples, ShortBatch, Spec, Splits,
-    TextOptions, check_vocabulary, open, open_shapes,
+    Augment, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Opening, Samples, ShortBatch, Spec, Splits,
+    check_vocabulary, open, open_shapes,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::export::{read_classes, write_classes};
 use crate::ir::{Declared, Graph, Source, Type, ValueId};
+use crate::onnx::Model;
 use crate::step::{Ends, Prepared, Stages, prepare};
 use crate::trace::Sizes;
+use crate::wording::count;
 use std::sync::Arc;
 
 /// The most lengths that batches of texts are padded to.
@@ -40,10 +43,48 @@ fn input_specs(inputs: &[(String, Type)]) -> Vec<InputSpec> {
 }
 
 /// Reads the data that `graph` is to be fed with; the error names them.
-pub(super) fn open_data(spec: &Spec, graph: &Graph, text: Option<&TextOptions>) -> Result<Splits> {
+fn open_data(spec: &Spec, graph: &Graph, opening: &Opening<'_>) -> Result<Splits> {
     let open =
-        || open(spec, &declared(graph), text).and_then(|splits| check_vocabulary(graph, &splits).map(|()| splits));
+        || open(spec, &declared(graph), opening).and_then(|splits| check_vocabulary(graph, &splits).map(|()| splits));
     open().map_err(|e| e.in_file(spec.path()))
+}
+
+/// Reads the data that the recipe trains on. Classes are numbered as the recipe has them, or the model's own file unless it gets a new
+/// head; with a head of as many classes that was asked for they may get new names.
+pub(super) fn open_training_data(spec: &Spec, recipe: &mut Recipe, model: &Model) -> Result<Splits> {
+    let given = !recipe.classes.is_empty();
+    if !given {
+        let names = read_classes(&model.proto).filter(|names| recipe.num_classes.is_none_or(|n| n == names.len()));
+        recipe.classes = names.unwrap_or_default();
+    }
+    let rename = !given && recipe.num_classes.is_some();
+    open_data(spec, &model.graph, &Opening { rename, ..recipe.opening() })
+}
+
+/// Keeps the names of the classes in the recipe and in the model's file.
+pub(super) fn remember_classes(recipe: &mut Recipe, model: &mut Model, splits: &Splits, classes: &[String]) {
+    if splits.named {
+        recipe.classes = classes.to_vec();
+    }
+    write_classes(&mut model.proto, &recipe.classes);
+}
+
+impl Recipe {
+    /// Takes over the names of the classes that the model's file has.
+    pub fn know_classes(&mut self, model: &Model) {
+        if let Some(names) = read_classes(&model.proto) {
+            self.classes = names;
+        }
+    }
+
+    fn opening(&self) -> Opening<'_> {
+        Opening {
+            text: self.text.as_ref(),
+            classes: &self.classes,
+            skip_damaged: self.skip_damaged,
+            ..Opening::default()
+        }
+    }
 }
 
 /// What the file says about the inputs.
@@ -84,11 +125,6 @@ fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>
     }
 }
 
-fn check_labels(set: &Dataset, classes: usize) -> Result<()> {
-    set.check_labels(classes)
-        .map_err(|e| e.hint(format!("the model has {classes} classes; --num-classes gives it a new head")))
-}
-
 impl Data {
     pub(super) fn load(
         mut splits: Splits,
@@ -96,13 +132,19 @@ impl Data {
         stages: &Stages,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        for set in [Some(&splits.train), splits.valid.as_ref(), splits.test.as_ref()].into_iter().flatten() {
-            check_labels(set, stages.classes)?;
-        }
+        let notes = splits.check_classes(stages.classes, false)?;
+        notes.iter().filter(|_| recipe.ends().loss.is_none()).for_each(|n| observer.note(n));
         if let Some(n) = recipe.train_samples {
             splits.train = splits.train.sample(n, 0)?;
         }
-        splits.split_validation(recipe.valid, recipe.seed)?;
+        let held_out = splits.split_validation(recipe.valid, recipe.seed)?;
+        if held_out > 0 {
+            let of = count(held_out + splits.train.len(), "training sample");
+            observer.note(&format!(
+                "there is no validation set: {held_out} of the {of} are held out for it (--valid {})",
+                recipe.valid
+            ));
+        }
         if recipe.label_noise > 0.0 {
             let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
             observer.note(&format!("{changed} training labels were replaced"));
@@ -111,8 +153,12 @@ impl Data {
         let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
         let n = splits.train.len();
         if n < recipe.batch_size {
-            return Err(Error::new(format!("{n} training samples do not fill a batch of {}", recipe.batch_size))
-                .hint("choose a smaller --batch-size"));
+            return Err(Error::new(format!(
+                "{} cannot fill a batch of {}",
+                count(n, "training sample"),
+                recipe.batch_size
+            ))
+            .hint("choose a smaller --batch-size"));
         }
         let buckets = buckets(&splits.train, recipe.batch_size);
         if let [short @ .., longest] = buckets.as_slice()
@@ -200,7 +246,7 @@ pub(crate) fn open_split(
     load: impl FnOnce(Dataset, Vec<InputSpec>, Option<Normalization>) -> Result<Loader>,
 ) -> Result<(Prepared, Loader, Vec<String>)> {
     let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, graph, recipe.text.as_ref())?;
+    let splits = open_data(&spec, graph, &Opening { evaluate: true, ..recipe.opening() })?;
     splits.notes.iter().for_each(|n| note(n));
     let ends = Ends { loss: None, ..recipe.ends() };
     let sizes = sizes(graph, &splits.train, recipe.batch_size);
@@ -209,14 +255,16 @@ pub(crate) fn open_split(
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let names = class_names(&splits, classes);
     let open = || -> Result<Loader> {
-        let normalization = normalize(&splits.train, &inputs, recipe.normalization.clone())?;
-        let set = match split {
-            "train" => Some(splits.train),
-            "valid" => splits.valid,
-            _ => splits.test,
-        };
-        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint("choose another --split"))?;
-        check_labels(&set, classes)?;
+        let there = splits.sets().map(|(part, _)| format!("--split {part}")).collect::<Vec<_>>().join(" or ");
+        let set = splits.sets().find(|(part, _)| *part == split).map(|(_, set)| set);
+        let hint = || format!("there is {there}");
+        let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint(hint()))?.clone();
+        splits.check_classes(classes, true)?.iter().for_each(|n| note(n));
+        if splits.train.is_empty() && recipe.normalization.is_none() && matches!(set.samples, Samples::Images(_)) {
+            note("there are no training images: those that are evaluated give mean and deviation");
+        }
+        let like = if splits.train.is_empty() { &set } else { &splits.train };
+        let normalization = normalize(like, &inputs, recipe.normalization.clone())?;
         load(set, inputs, normalization)
     };
     let loader = open().map_err(|e| e.in_file(spec.path()))?;

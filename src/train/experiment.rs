@@ -336,6 +336,7 @@ fn is_finished(folder: &Path, recipe: &Recipe) -> Result<bool> {
     if recipe.normalization.is_none() {
         made.normalization = None;
     }
+    made.classes.clone_from(&recipe.classes);
     if let (Some(made), Some(given)) = (&mut made.text, &recipe.text) {
         made.classes.clone_from(&given.classes);
     }

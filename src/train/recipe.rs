@@ -73,6 +73,12 @@ pub struct Recipe {
     /// A new head for this many classes: in the place of the last linear layer, or appended to an embedding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
+    /// Image files that cannot be decoded are left out, with a note.
+    pub skip_damaged: bool,
+    /// The names of the classes in the order of the logits, where the data name them; filled in by the run, so that other data are
+    /// matched by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// The step's axes.
     pub step: StepOptions,
     /// Which parameters are trained.
@@ -114,6 +120,8 @@ impl Default for Recipe {
             embedding: None,
             loss: CROSS_ENTROPY.into(),
             num_classes: None,
+            skip_damaged: false,
+            classes: Vec::new(),
             step: StepOptions::default(),
             parameters: Selection::default(),
             normalization: None,

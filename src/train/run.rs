@@ -1,7 +1,7 @@
 //! The loop: epochs of steps, validation, checkpoints, results.
 
 use super::checkpoint::{self, Names, Position};
-use super::data::{Data, at_length, class_names, open_data, sizes};
+use super::data::{Data, at_length, class_names, open_training_data, remember_classes, sizes};
 use super::evaluate::{bytes, measure};
 use super::log::{EpochReport, Log, StepReport, Summary};
 use super::metrics::Metric;
@@ -18,6 +18,7 @@ use crate::onnx::{Model, from_proto, import, save};
 use crate::step::account::{Account, nothing_to_train};
 use crate::step::{Stages, build, prepare};
 use crate::trace::Sizes;
+use crate::wording::count;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +60,7 @@ pub fn train(
         model = afresh(&model, recipe.seed)?;
     }
     let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, &model.graph, recipe.text.as_ref())?;
+    let splits = open_training_data(&spec, &mut recipe, &model)?;
     splits.notes.iter().for_each(|n| observer.note(n));
     let sizes = sizes(&model.graph, &splits.train, recipe.batch_size);
     let mut graph = with_head(&mut model, &mut recipe, &sizes, engine, observer).map_err(|e| e.in_file(&model.path))?;
@@ -81,6 +82,7 @@ pub fn train(
         observer.note(note);
     }
     let classes = class_names(&splits, stages.classes);
+    remember_classes(&mut recipe, &mut model, &splits, &classes);
     let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
     recipe.normalization.clone_from(&data.normalization);
     recipe.step.data_size = data.train.samples();
@@ -283,7 +285,7 @@ fn with_head(
         match replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed) {
             Ok(changed) => {
                 if changed {
-                    observer.note(&format!("the head was replaced by one of {classes} classes"));
+                    observer.note(&format!("the head was replaced by one of {}", count(classes, "class")));
                     let head = graph.params().into_iter().filter(|v| graph.tensor(*v) != model.graph.tensor(*v));
                     let head = head.filter_map(|v| Some((graph[v].name.clone(), graph.tensor(v)?.clone()))).collect();
                     *model = from_proto(&model.path, with_values(model, &head)?)?;

@@ -297,7 +297,7 @@ fn mistakes_are_named_with_file_and_line() {
     refuses(MODEL, &table("ragged.tsv"), &good, &at("ragged.tsv"), "line 3 has 3 columns", "separator");
     refuses(MODEL, &table("unlabelled.tsv"), &good, &at("unlabelled.tsv"), "line 3 has no label", "class");
     refuses(MODEL, &table("classes.tsv"), &good, &at("classes.tsv"), "label 2 of sample 1", "--num-classes");
-    refuses(MODEL, &table("gone.tsv"), &good, &at("gone.tsv"), "No such file", "");
+    refuses(MODEL, &table("gone.tsv"), &good, &at("gone.tsv"), "no such file", "");
     refuses(MODEL, &folder, &columns, "", "no tokenizer is given", "--tokenizer FILE");
     refuses(MODEL, &folder, &["--tokenizer", TOKENIZER], "", "no column of text", "sentence, verdict");
     let other = ["--text", "review", "--label", "verdict", "--tokenizer", TOKENIZER];
