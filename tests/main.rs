@@ -11,6 +11,7 @@ mod doctor;
 mod experiment;
 mod export;
 mod forms;
+mod fresh;
 mod gradcheck;
 mod graphs;
 mod head;

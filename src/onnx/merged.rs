@@ -5,10 +5,11 @@
 //! were equal by accident. Random values are never equal by accident, but those of a layer and of its deep copy are; equal elements tell nothing. What tells more, from the surest on:
 //!
 //! - TorchScript leaves an `Identity` with the own name of each merged tensor.
+//! - An exporter records the call that each node was made of, with its arguments.
 //! - An exporter records the module of each node. Places in different modules read different tensors.
 //! - Of one layer applied twice, what comes before or after is one layer applied twice, too: the nearest weight on the way is the same.
 
-use super::record::Record;
+use super::record::{Argument, Record};
 use crate::ir::{Attr, Graph, NodeId, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -87,6 +88,9 @@ impl<'a> Merged<'a> {
         let contexts: Vec<Context> = sites.iter().map(|s| self.context(v, s)).collect();
         let same = |a: usize, b: usize| {
             let (x, y) = (&contexts[a], &contexts[b]);
+            if let (Some(x), Some(y)) = (&x.argument, &y.argument) {
+                return x == y;
+            }
             match (named, uniform) {
                 (true, true) => names[a] == names[b],
                 // TorchScript numbers folded weights; what tells these apart is who reads them.
@@ -111,6 +115,13 @@ impl<'a> Merged<'a> {
         groups.into_values().collect()
     }
 
+    /// What was read at a place in the program that was exported.
+    pub(super) fn argument(&self, site: &Site) -> Option<Argument> {
+        let node = &self.graph.nodes[site.node];
+        let first = node.outputs.iter().flatten().next()?;
+        self.record.argument(&self.graph[*first].name, &node.op, site.slot)
+    }
+
     fn context(&self, v: ValueId, site: &Site) -> Context<'a> {
         let node = &self.graph.nodes[site.node];
         let first = node.outputs.iter().flatten().next();
@@ -121,6 +132,7 @@ impl<'a> Merged<'a> {
             op: &node.op,
             slot: site.slot,
             module,
+            argument: self.argument(site),
             data,
             before: self.nearest(v, site.node, Way::Before),
             after: self.nearest(v, site.node, Way::After),
@@ -199,6 +211,7 @@ struct Context<'a> {
     op: &'a str,
     slot: usize,
     module: Option<&'a str>,
+    argument: Option<Argument>,
     /// What else the node reads, but for stored tensors.
     data: Vec<ValueId>,
     before: Option<(ValueId, Vec<String>)>,

@@ -1,7 +1,7 @@
 //! What an exporter recorded about the tensors and nodes of a file, beside the graph itself.
 //!
-//! PyTorch's dynamo exporter says of every initializer whether it was a parameter or a buffer, which tensors a folded one was made of, and in
-//! which module a node lies. The TorchScript exporter puts the module into the node's name. Other exporters say none of this.
+//! PyTorch's dynamo exporter says of every initializer whether it was a parameter or a buffer, which tensors a folded one was made of, in
+//! which module a node lies, and which call with which arguments it was made of. The TorchScript exporter puts the module into the node's name. Other exporters say none of this.
 
 use onnx_protobuf::{GraphProto, NodeProto, StringStringEntryProto};
 use std::collections::{HashMap, HashSet};
@@ -15,9 +15,19 @@ pub(super) enum Kind {
     Buffer,
 }
 
+/// What a node's input was in the program: an argument of the call that the node was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Argument {
+    /// A parameter or buffer, by its name there: `p_bn_weight`.
+    Stored(String, Kind),
+    /// The call had no such argument: the exporter put a constant there.
+    None,
+}
+
 /// The record of one file.
 #[derive(Debug, Default)]
 pub(super) struct Record {
+    calls: HashMap<String, Vec<String>>,
     kinds: HashMap<String, Kind>,
     folded: HashMap<String, Vec<String>>,
     modules: HashMap<String, String>,
@@ -55,6 +65,11 @@ impl Record {
             if let (Some(module), Some(first)) = (module(node), node.output.first()) {
                 record.modules.insert(first.clone(), module);
             }
+            if let (Some(call), Some(first)) =
+                (entry(&node.metadata_props, "pkg.torch.onnx.fx_node"), node.output.first())
+            {
+                record.calls.insert(first.clone(), call_of(call));
+            }
         }
         record
     }
@@ -85,6 +100,41 @@ impl Record {
         self.modules.get(first_output).map(String::as_str)
     }
 
+    /// What input `slot` of the node `op` with this first output was in the program; none where nothing tells.
+    pub(super) fn argument(&self, first_output: &str, op: &str, slot: usize) -> Option<Argument> {
+        let [target, arguments @ ..] = self.calls.get(first_output)?.as_slice() else { return None };
+        let is_stored = |a: &&String| ["%p_", "%b_", "%c_"].iter().any(|p| a.starts_with(p));
+        let place = match (target.as_str(), op, slot) {
+            ("layer_norm", "LayerNormalization", 1 | 2) => Some(slot + 1),
+            ("group_norm", "GroupNormalization", 1 | 2) => Some(slot + 1),
+            ("group_norm", "InstanceNormalization", _) => return Some(Argument::None),
+            ("group_norm", "Mul", _) => Some(2),
+            ("group_norm", "Add", _) => Some(3),
+            (t, "BatchNormalization", 1..=4) if t.contains("batch_norm") => Some(slot),
+            ("instance_norm", "InstanceNormalization", 1 | 2) => Some(slot),
+            ("linear", "Gemm", 1 | 2) => Some(slot),
+            ("linear", "MatMul", _) => Some(1),
+            ("linear", "Add", _) => Some(2),
+            (t, "Conv" | "ConvTranspose", 1 | 2) if t.contains("conv") => Some(slot),
+            _ => None,
+        };
+        let argument = match place {
+            Some(place) => arguments.get(place).filter(|a| *a == "None" || is_stored(a))?,
+            None => {
+                let mut stored = arguments.iter().filter(is_stored);
+                let one = stored.next()?;
+                stored.next().is_none().then_some(one)?
+            }
+        };
+        Some(match argument.strip_prefix('%') {
+            None => Argument::None,
+            Some(name) => {
+                let kind = if name.starts_with("p_") { Kind::Parameter } else { Kind::Buffer };
+                Argument::Stored(name.to_owned(), kind)
+            }
+        })
+    }
+
     /// Whether a node of the file's own main graph makes this value.
     pub(super) fn makes(&self, value: &str) -> bool {
         self.outputs.contains(value)
@@ -93,6 +143,31 @@ impl Record {
 
 fn entry<'a>(props: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {
     props.iter().find(|p| p.key == key).map(|p| p.value.as_str())
+}
+
+/// The operator of a call as torch.fx prints it, and its positional arguments:
+/// `%y : [num_users=1] = call_function[target=torch.ops.aten.linear.default](args = (%x, %p_weight, None), kwargs = {})`.
+fn call_of(text: &str) -> Vec<String> {
+    let target = text.split_once("target=").map_or("", |(_, rest)| rest.split(']').next().unwrap_or_default());
+    let name = target.trim_start_matches("torch.ops.").split('.').nth(1).unwrap_or_default();
+    let mut call = vec![name.to_owned()];
+    let Some((_, rest)) = text.split_once("(args = (") else { return call };
+    let (mut depth, mut argument) = (0, String::new());
+    for c in rest.chars() {
+        match c {
+            '(' | '[' => depth += 1,
+            ')' | ']' if depth > 0 => depth -= 1,
+            ')' => break,
+            ',' if depth == 0 => {
+                call.push(std::mem::take(&mut argument).trim().to_owned());
+                continue;
+            }
+            _ => {}
+        }
+        argument.push(c);
+    }
+    call.push(argument.trim().to_owned());
+    call
 }
 
 /// The strings of a list as Python prints it: `['a', 'b']`.
@@ -172,6 +247,18 @@ mod tests {
         let (key, value) = ("pkg.torch.onnx.name_scopes".into(), "['', 'encs', 'encs.layers.0', 'linear']".into());
         node.metadata_props.push(StringStringEntryProto { key, value, ..Default::default() });
         assert_eq!(module(&node).as_deref(), Some("encs.layers.0"));
+    }
+
+    #[test]
+    fn calls_tell_the_arguments() {
+        let text = "%n : [num_users=2] = call_function[target=torch.ops.aten.layer_norm.default](args = (%add, [8, 2], %p_n_weight, None, 1e-05, False), kwargs = {})";
+        assert_eq!(call_of(text), ["layer_norm", "%add", "[8, 2]", "%p_n_weight", "None", "1e-05", "False"]);
+        let mut record = Record::default();
+        record.calls.insert("y".into(), call_of(text));
+        let weight = Argument::Stored("p_n_weight".into(), Kind::Parameter);
+        assert_eq!(record.argument("y", "LayerNormalization", 1), Some(weight));
+        assert_eq!(record.argument("y", "LayerNormalization", 2), Some(Argument::None));
+        assert_eq!(record.argument("z", "LayerNormalization", 1), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::fixed::{is_bank, is_filter, is_formula, is_mask, is_unit_vector};
 use super::merged::{Merged, Site};
-use super::record::{Kind, Record};
+use super::record::{Argument, Kind, Record};
 use crate::ir::{Attr, Body, DType, Graph, Node, NodeId, Source, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -149,7 +149,7 @@ pub(super) fn assign(graph: &mut Graph, record: &Record) -> (Vec<RoleReason>, Ve
         let merged = Merged::new(graph, record, &readers);
         let rules = Rules::new(graph, record, &readers, graph.inputs.iter().copied());
         let floats = graph.value_ids().filter(|v| graph.constant(*v).is_some_and(|t| t.dtype().is_float()));
-        floats.map(|v| (v, rules.decide(v, merged.groups(v)))).collect::<Vec<_>>()
+        floats.map(|v| (v, rules.decide(&merged, v))).collect::<Vec<_>>()
     };
     let (mut roles, mut untied) = (Vec::new(), Vec::new());
     for (value, groups) in plan {
@@ -229,11 +229,19 @@ fn own_name(graph: &Graph, record: &Record, value: ValueId, sites: &[Site]) -> O
     Some(module_name(graph, record, first).filter(free).unwrap_or_else(numbered))
 }
 
-/// What the tensor read at a place is called in its module, as far as the operator tells.
+/// What the tensor read at a place is called in the program that was exported, as far as the file tells.
 fn module_name(graph: &Graph, record: &Record, site: &Site) -> Option<String> {
     let node = &graph.nodes[site.node];
-    let output = node.outputs.iter().flatten().next()?;
-    let module = record.module(&graph[*output].name).filter(|m| !m.is_empty())?;
+    let output = graph[*node.outputs.iter().flatten().next()?].name.as_str();
+    let module = record.module(output);
+    if let Some(Argument::Stored(name, _)) = record.argument(output, &node.op, site.slot) {
+        // p_layer1_0_bn1_weight in module layer1.0.bn1.
+        let plain = &name[2..];
+        let mangled = module.filter(|m| !m.is_empty()).map(|m| m.replace('.', "_") + "_");
+        let own = mangled.as_deref().and_then(|m| plain.strip_prefix(m));
+        return Some(own.zip(module).map_or_else(|| plain.to_owned(), |(own, module)| format!("{module}.{own}")));
+    }
+    let module = module.filter(|m| !m.is_empty())?;
     let suffix = match (node.op.as_str(), site.slot) {
         (op, 1) if op.ends_with("Normalization") => "weight",
         (op, 2) if op.ends_with("Normalization") => "bias",
@@ -306,23 +314,40 @@ impl<'a> Rules<'a> {
     }
 
     /// The role of each group of places that read one parameter.
-    fn decide(&self, value: ValueId, groups: Vec<Vec<Site>>) -> Vec<(Vec<Site>, Decision)> {
+    fn decide(&self, tensors: &Merged<'_>, value: ValueId) -> Vec<(Vec<Site>, Decision)> {
+        let groups = tensors.groups(value);
         // Of a number that several places read without a name of their own, nothing says that it is learned.
         let carried = groups.iter().flatten().any(|s| !s.through.is_empty());
         let alone = groups.len() == 1 || carried || self.record.kind(&self.graph[value].name) == Some(Kind::Parameter);
         let merged = groups.len() > 1;
         let decide = |sites: Vec<Site>| {
             let name = sites.first().and_then(|s| s.through.last()).unwrap_or(&self.graph[value].name);
-            let decision = self.decide_group(value, name, &sites, (merged, alone));
+            let argument = sites.first().and_then(|s| tensors.argument(s));
+            let decision = self.decide_group(value, name, &sites, (merged, alone), argument.as_ref());
             (sites, decision)
         };
         groups.into_iter().map(decide).collect()
     }
 
-    fn decide_group(&self, value: ValueId, name: &str, sites: &[Site], (merged, alone): (bool, bool)) -> Decision {
+    fn decide_group(
+        &self,
+        value: ValueId,
+        name: &str,
+        sites: &[Site],
+        (merged, alone): (bool, bool),
+        argument: Option<&Argument>,
+    ) -> Decision {
         let Some(tensor) = self.graph.constant(value) else { return (Role::Constant, "it is computed") };
-        // What is recorded of a merged tensor is true of one of its uses only.
-        let kind = if merged { None } else { self.record.kind(name) };
+        // What is recorded of a merged tensor is true of one of its uses only; what is recorded of the use is better.
+        let kind = match argument {
+            Some(Argument::Stored(_, kind)) => Some(*kind),
+            Some(Argument::None) if tensor.uniform().is_some() => {
+                return (Role::Constant, "the exporter's own, for what the layer does not have");
+            }
+            _ if merged => None,
+            _ => self.record.kind(name),
+        };
+        let alone = alone || argument.is_some();
         // TorchScript writes numbers as Constant nodes: a numbered tensor among the initializers is folded from parameters.
         let folded = tensor.len() > 1 && name.starts_with("onnx::") && self.record.stores(name);
         let named = folded || self.record.is_named(name);
