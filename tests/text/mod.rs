@@ -78,7 +78,7 @@ fn recipe(data: &Path) -> Recipe {
         epochs: 12,
         warmup: 3,
         lr: 2e-3,
-        metric: Metric::Matthews,
+        metric: Some(Metric::Matthews),
         step: Preset::Adamw.options(),
         text: Some(text),
         ..Recipe::default()
@@ -253,7 +253,7 @@ fn flags_are_the_recipes_settings() {
     let kept = Recipe::load(&out.path().join("run/recipe.toml")).expect("reads back");
     let text = kept.text.expect("settings of text");
     assert_eq!((text.text, text.label.as_str(), text.max_length), (strings(&["a", "b"]), "label", 9));
-    assert_eq!((kept.metric, text.classes.len()), (Metric::F1, 0));
+    assert_eq!((kept.metric, text.classes.len()), (Some(Metric::F1), 0));
 }
 
 #[test]
