@@ -116,7 +116,7 @@ mod tests {
     fn run(name: &str) -> Run {
         let results = Summary {
             test_accuracy: Some(0.856),
-            best_epoch: Some(3),
+            best_epoch: Some(4),
             test_confusion: Some(vec![vec![3, 1], vec![0, 4]]),
             classes: vec!["a<b".into(), "c".into()],
             ..Summary::default()
