@@ -405,7 +405,7 @@ fn a_run_is_evaluated_resumed_and_repeated_from_any_folder() {
     there("train --resume nowhere").refused(&["nowhere: there is no such folder", "bisam train -o"]);
     there("eval .").refused(&["no recipe.toml", "bisam train -o"]);
     fs::rename(place.path("whole.npz"), place.path("gone.npz")).expect("moves");
-    there("eval moved --split valid").refused(&["whole.npz", "--data"]);
+    there("eval moved --split valid").refused(&["whole.npz", "gone.npz"]);
 }
 
 #[test]
