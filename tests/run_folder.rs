@@ -69,7 +69,7 @@ impl Place {
     }
 
     fn weight(&self, file: &str, name: &str) -> Vec<f32> {
-        let graph = import(&self.path(file)).expect("imports").graph;
+        let graph = import(self.path(file)).expect("imports").graph;
         graph.find(name).and_then(|v| graph.tensor(v)).expect("a value").to_f32()
     }
 
@@ -329,7 +329,7 @@ fn a_killed_run_has_both_models_and_goes_on() {
     child.kill().expect("is killed");
     child.wait().expect("ends");
     for file in ["run/model.onnx", "run/last.onnx"] {
-        import(&place.path(file)).unwrap_or_else(|e| panic!("{e}"));
+        import(place.path(file)).unwrap_or_else(|e| panic!("{e}"));
     }
     assert!(!place.path("run/summary.json").exists());
     place.run("eval run").done().says("test accuracy");
@@ -451,7 +451,7 @@ fn weights_are_loaded_by_name() {
 fn a_model_that_cannot_be_exported_is_refused_before_the_first_step() {
     let place = Place::new();
     classifier(&place);
-    let mut proto = import(&place.path("linear.onnx")).expect("imports").proto;
+    let mut proto = import(place.path("linear.onnx")).expect("imports").proto;
     let graph = proto.graph.mut_or_insert_default();
     let at = graph.initializer.iter().position(|t| t.name == "w").expect("a weight");
     let mut values = graph.initializer.remove(at);

@@ -10,6 +10,7 @@ use crate::ir::{Graph, Tensor};
 use crate::step::stages::evaluation_stage;
 use crate::step::{Prepared, prepare};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// What a model does on one split of a data set.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,11 +50,14 @@ pub fn evaluate_model(
     let mut stages = HashMap::from([(recipe.batch_size, Stage::new(engine, &prepared)?)]);
     let measured = measure(&loader, classes.len(), |batch| {
         let n = batch.labels.len();
-        if !stages.contains_key(&n) {
-            let prepared = prepare(graph, &sizes.with_batch(n), ends, engine)?;
-            stages.insert(n, Stage::new(engine, &prepared)?);
-        }
-        stages.get_mut(&n).map_or_else(|| Ok(Outputs::default()), |stage| stage.run(batch))
+        let stage = match stages.entry(n) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let prepared = prepare(graph, &sizes.with_batch(n), ends, engine)?;
+                place.insert(Stage::new(engine, &prepared)?)
+            }
+        };
+        stage.run(batch)
     })?;
     let Measured { loss, samples, confusion } = measured;
     Ok(Evaluation { loss, samples, confusion, classes })
