@@ -378,8 +378,9 @@ fn a_full_disk_keeps_what_was_there() {
     assert!(place.contents() == before);
 
     let train = place.arguments("train", MODEL, &spec);
-    let state = place.text("run/checkpoint/state.safetensors");
-    fails(&bisam_on_full_disk(&train), &train, &state, &["too large"]);
+    // Before the first step.
+    let last = place.text("run/last.onnx");
+    fails(&bisam_on_full_disk(&train), &train, &last, &["too large"]);
     assert_eq!(fs::read_dir(place.path("run/checkpoint")).expect("lists").count(), 0, "a temporary file is left");
     assert!(!place.path("run/model.onnx").exists());
 
@@ -394,7 +395,7 @@ fn a_full_disk_keeps_what_was_there() {
     };
     let files = names(&place);
     let resume: Vec<String> = ["train", "--resume", &place.text("run"), "--steps", "2"].map(str::to_owned).into();
-    fails(&bisam_on_full_disk(&resume), &resume, &state, &["too large"]);
+    fails(&bisam_on_full_disk(&resume), &resume, &last, &["too large"]);
     assert!(read() == before && names(&place) == files);
     assert!(bisam(&resume).status.success(), "the run goes on once there is room");
 }

@@ -26,6 +26,7 @@ mod placement;
 mod replay;
 mod report;
 mod roundtrip;
+mod run_folder;
 mod snapshot;
 mod text;
 mod trace;

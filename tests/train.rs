@@ -39,7 +39,7 @@ fn a_resumed_run_ends_bit_identical() {
     // What a crash leaves behind: steps after the checkpoint, the last one cut.
     let metrics = folder.path().join("parts/metrics.jsonl");
     let text = std::fs::read_to_string(&metrics).expect("written");
-    let crash = "{\"step\":11,\"epoch\":1,\"loss\":9.0}\n{\"epoch\":1,\"loss\":9.0}\n{\"step\":12,\"ep";
+    let crash = "{\"step\":11,\"epoch\":2,\"loss\":9.0}\n{\"epoch\":2,\"loss\":9.0}\n{\"step\":12,\"ep";
     std::fs::write(&metrics, text + crash).expect("writes");
     let resumed = run("parts", u64::MAX, true).expect("goes on");
     assert_eq!(whole.test_accuracy, resumed.test_accuracy);

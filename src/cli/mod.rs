@@ -169,7 +169,7 @@ enum Command {
     Train(Box<train::Args>),
     /// Run a set of recipes over several seeds and tabulate the results
     Experiment(experiment::Args),
-    /// Accuracy and loss of a model on a data set
+    /// Accuracy and loss of a run or a model on a data set
     Eval(eval::Args),
     /// What perturbations of the weights do to a model: loss, error, flipped samples
     Sharpness(sharpness::Args),
@@ -220,25 +220,42 @@ pub fn run(cli: &Cli) -> Result<()> {
     }
 }
 
-/// The settings that a model is evaluated with on other data: those of its training, from a recipe.toml beside it or in the folder
-/// above.
+/// Samples of a batch in evaluation, where nothing says how many.
+const EVALUATION_BATCH: usize = 128;
+
+/// The settings that a model is evaluated with: those of its training, from a recipe.toml beside it or in the folder above. Only the data
+/// of the training are split as they were there; other data have the splits of their files.
 ///
 /// # Errors
-/// A damaged recipe, or data of an unknown format.
-fn evaluation_recipe(model: &Path, data: &str, text: &TextArgs, batch_size: usize) -> Result<Recipe> {
-    let spec: Spec = data.parse()?;
+/// A damaged recipe, data of an unknown format, or no data.
+fn evaluation_recipe(model: &Path, data: Option<&str>, text: &TextArgs, batch_size: Option<usize>) -> Result<Recipe> {
     let folders = model.parent().into_iter().flat_map(|f| [Some(f), f.parent()]).flatten();
     let beside = folders.map(|f| f.join("recipe.toml")).find(|f| f.exists());
-    let trained = beside.map(|f| Recipe::load(&f)).transpose()?.unwrap_or_default();
+    let trained = beside.as_ref().map(|f| Recipe::load(f)).transpose()?;
+    let trained = trained.unwrap_or_else(|| Recipe { batch_size: EVALUATION_BATCH, ..Recipe::default() });
+    let mut given = Recipe { data: data.unwrap_or(&trained.data).to_owned(), ..Recipe::default() };
+    if given.data.is_empty() {
+        let hint = "name them with --data FORMAT:PATH, such as --data cifar10:DIR; a run's folder knows its own";
+        return Err(Error::new("no data are given").in_file(model).hint(hint));
+    }
+    let spec: Spec = given.data.parse()?;
+    let mut own = Recipe { data: trained.data.clone(), ..Recipe::default() };
+    given.make_paths_absolute()?;
+    own.make_paths_absolute()?;
+    let same = given.data == own.data;
     Ok(Recipe {
-        data: data.to_owned(),
-        batch_size,
+        data: data.unwrap_or(&trained.data).to_owned(),
+        batch_size: batch_size.unwrap_or(trained.batch_size),
         text: text.apply(trained.text.filter(|_| spec.is_text())),
         normalization: trained.normalization,
         output: trained.output,
         classes: trained.classes,
         skip_damaged: trained.skip_damaged,
+        loss: trained.loss,
         step: trained.step,
+        valid: if same { trained.valid } else { 0.0 },
+        train_samples: trained.train_samples.filter(|_| same),
+        seed: trained.seed,
         ..Recipe::default()
     })
 }

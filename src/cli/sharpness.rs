@@ -65,7 +65,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut note = |text: &str| global.note(text);
     let mut found = Vec::new();
     for model in &args.models {
-        let recipe = evaluation_recipe(model, &args.data, &args.text, args.batch_size)?;
+        let recipe = evaluation_recipe(model, Some(&args.data), &args.text, Some(args.batch_size))?;
         found.push(sharpness(&engine, model, &recipe, &probe, &mut note)?);
     }
     let value = serde_json::to_value(&found).map_err(|e| Error::new(e.to_string()))?;

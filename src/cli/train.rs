@@ -2,14 +2,17 @@
 
 use super::{Global, StepArgs, TextArgs, at_least_one};
 use crate::error::{Error, Result};
-use crate::export::verify;
+use crate::export::{Verdict, verify};
 use crate::report;
 use crate::train::schedule::{Schedule, Unit};
-use crate::train::{EpochReport, Metric, Observer, Recipe, StepReport, train};
+use crate::train::{EpochReport, Folder, Metric, Observer, Recipe, StepReport, Summary, train};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How much tract and ONNX Runtime may differ, relative to the largest element where that is above 1.
+const TOLERANCE: f64 = 1e-4;
 
 /// Arguments of `train`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +26,7 @@ pub struct Args {
     /// Settings from a TOML file; flags override it
     #[arg(long, value_name = "FILE.toml")]
     recipe: Option<PathBuf>,
-    /// Go on where the run in this folder stopped
+    /// Go on where the run in this folder stopped; a finished one stays as it is, unless --epochs or --steps extend it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "output"])]
     resume: Option<PathBuf>,
     /// Folder for the results
@@ -72,7 +75,10 @@ pub struct Args {
     /// Share of the training samples held out for validation
     #[arg(long, value_name = "FRACTION")]
     valid: Option<f64>,
-    /// What the best epoch is chosen by, on the validation set
+    /// Initial values by name, in the place of those of the model
+    #[arg(long, value_name = "FILE.safetensors")]
+    weights: Option<PathBuf>,
+    /// What the best epoch is chosen by, on the validation set [default: accuracy; loss with --loss NAME]
     #[arg(long)]
     metric: Option<Metric>,
     /// Leave parameters and running statistics that match unchanged
@@ -122,7 +128,7 @@ pub struct Args {
 impl Args {
     fn recipe(&self) -> Result<Recipe> {
         let mut r = match (&self.resume, &self.recipe) {
-            (Some(dir), _) => Recipe::load(&dir.join("recipe.toml"))?,
+            (Some(dir), _) => Folder::new(dir).load_recipe()?,
             (None, Some(file)) => Recipe::load(file)?,
             (None, None) => Recipe::default(),
         };
@@ -156,12 +162,14 @@ impl Args {
             label_noise,
             augment,
             valid,
-            metric,
             seed,
             shuffle
         );
         set!(drop_last, checkpoint_every, log_every, keep_every, loss);
-        r.steps = self.steps.or(r.steps);
+        // The flag wins over what a recipe says, in either unit.
+        r.steps = self.steps.or(r.steps.filter(|_| self.epochs.is_none()));
+        r.metric = self.metric.or(r.metric);
+        r.weights = self.weights.clone().or(r.weights);
         r.train_samples = self.train_samples.or(r.train_samples);
         r.fresh |= self.fresh;
         r.skip_damaged |= self.skip_damaged;
@@ -185,45 +193,31 @@ impl Args {
 /// Anything that is wrong with model, data or settings; a loss that is not finite; an interruption.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = args.recipe()?;
-    let engine = global.engine()?;
     let out = args.resume.as_ref().or(args.output.as_ref()).cloned().unwrap_or_default();
+    let folder = Folder::new(&out);
+    if args.resume.is_some()
+        && let Some(summary) = folder.finished(&recipe)?
+    {
+        global.note("this run is finished, and stays as it is; --epochs or --steps with a larger number extend it");
+        return global.print(&json(&summary)?, results(&summary, &folder.model()).trim_end());
+    }
+    let engine = global.engine()?;
     let stop = stop_on_interruption()?;
     let mut progress = Progress::new(global.quiet);
     let summary = train(&engine, &recipe, &out, args.resume.is_some(), &stop, &mut progress)?;
     progress.bar.finish_and_clear();
-    let model = out.join("model.onnx");
-    let verdict = verify(&engine, &model, None, recipe.batch_size.min(8), 1e-4);
-    let percent = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.2} %", v * 100.0));
-    let mut text = format!(
-        "{} steps in {:.0} s\nvalidation accuracy  {} (epoch {})\ntest accuracy        {}\n",
-        summary.steps,
-        summary.seconds,
-        percent(summary.best_valid_accuracy),
-        summary.best_epoch.map_or("–".into(), |e| (e + 1).to_string()),
-        percent(summary.test_accuracy),
-    );
-    let plain = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.4}"));
-    let (valid, test) = match recipe.metric {
-        Metric::Accuracy => (None, None),
-        Metric::F1 => (summary.best_valid_f1, summary.test_f1),
-        Metric::Matthews => (summary.best_valid_matthews, summary.test_matthews),
-    };
-    if recipe.metric != Metric::Accuracy {
-        let name = recipe.metric.title();
-        text += &format!(
-            "{:<21}{}\n{:<21}{}\n",
-            format!("validation {name}"),
-            plain(valid),
-            format!("test {name}"),
-            plain(test)
-        );
-    }
-    text += &format!("weights              {}\n", model.display());
+    let model = folder.model();
+    let verdict = verify(&engine, &model, None, recipe.batch_size.min(8), TOLERANCE).map(|v| Verdict {
+        // What a loss of the model's own is about may be large.
+        agrees: v.max_difference <= TOLERANCE * v.largest.max(1.0),
+        ..v
+    });
+    let mut text = results(&summary, &model);
     match report::write(&out) {
         Ok(file) => text += &format!("report               {}\n", file.display()),
         Err(e) => progress.note(&format!("there is no report: {e}")),
     }
-    let mut value = serde_json::to_value(&summary).map_err(|e| Error::new(e.to_string()))?;
+    let mut value = json(&summary)?;
     match &verdict {
         Ok(v) => {
             value["tract_difference"] = v.max_difference.into();
@@ -235,11 +229,35 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         }
         Err(e) => text += &format!("tract                could not check the file: {e}"),
     }
+    if let Some(warning) = &summary.warning {
+        text += &format!("\nwarning              {warning}");
+    }
     global.print(&value, &text)?;
     match verdict {
         Ok(v) if !v.agrees => Err(Error::new("tract and ONNX Runtime differ about the exported model").in_file(&model)),
         _ => Ok(()),
     }
+}
+
+fn json(summary: &Summary) -> Result<serde_json::Value> {
+    serde_json::to_value(summary).map_err(|e| Error::new(e.to_string()))
+}
+
+/// What came out of a run, line by line: accuracy where there are classes, and the metric that the best epoch was chosen by.
+fn results(summary: &Summary, model: &Path) -> String {
+    let mut text = format!("{} steps in {:.0} s\n", summary.steps, summary.seconds);
+    let mut metrics = vec![Metric::Accuracy, summary.metric];
+    metrics.retain(|m| summary.metric == *m || !summary.classes.is_empty());
+    metrics.dedup();
+    for (i, metric) in metrics.into_iter().enumerate() {
+        let shown = |value: Option<f64>| value.map_or("–".into(), |v| metric.text(v));
+        let epoch = summary.best_epoch.map_or("–".into(), |e| e.to_string());
+        let epoch = if i == 0 { format!(" (epoch {epoch})") } else { String::new() };
+        let line = |split: &str| format!("{:<21}", format!("{split} {}", metric.title()));
+        text += &format!("{}{}{epoch}\n", line("validation"), shown(summary.best_valid(metric)));
+        text += &format!("{}{}\n", line("test"), shown(summary.test(metric)));
+    }
+    text + &format!("weights              {}\n", model.display())
 }
 
 /// A flag that the first interruption sets.
@@ -284,7 +302,11 @@ impl Observer for Progress {
         if self.quiet {
             return;
         }
-        self.bar = ProgressBar::new(total).with_position(done);
+        self.bar = ProgressBar::new(total);
+        // The steps of an earlier process are no measure of speed.
+        self.bar.set_position(done);
+        self.bar.tick();
+        self.bar.reset_eta();
         let style = "{bar:30} {pos}/{len} steps, {per_sec}, {eta} left  {msg}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             self.bar.set_style(style);
@@ -292,7 +314,8 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, r: &StepReport) {
-        self.bar.set_message(format!("loss {:.3}, accuracy {:.1} %", r.loss, r.accuracy * 100.0));
+        let accuracy = r.accuracy.map_or(String::new(), |a| format!(", accuracy {:.1} %", a * 100.0));
+        self.bar.set_message(format!("loss {:.3}{accuracy}", r.loss));
         self.bar.set_position(r.step);
     }
 
@@ -300,22 +323,14 @@ impl Observer for Progress {
         if self.quiet {
             return;
         }
-        let mut valid = r.valid_accuracy.map_or(String::new(), |v| format!(", validation {:.2} %", v * 100.0));
-        let chosen = match self.metric {
-            Metric::Accuracy => None,
-            Metric::F1 => r.valid_f1,
-            Metric::Matthews => r.valid_matthews,
-        };
-        if let Some(v) = chosen {
-            valid += &format!(", {} {v:.4}", self.metric.title());
+        let mut metrics = vec![Metric::Accuracy, self.metric];
+        metrics.dedup();
+        let mut valid = r.accuracy.map_or(String::new(), |a| format!(", training {:.2} %", a * 100.0));
+        for (metric, value) in metrics.into_iter().filter_map(|m| Some((m, r.valid(m)?))) {
+            let name = if metric == Metric::Accuracy { "" } else { metric.title() };
+            valid += &format!(", validation {name} {}", metric.text(value)).replace("  ", " ");
         }
-        let line = format!(
-            "epoch {:>3}  loss {:.4}, training {:.2} %{valid}, {:.0} samples/s",
-            r.epoch + 1,
-            r.loss,
-            r.accuracy * 100.0,
-            r.samples_per_second
-        );
+        let line = format!("epoch {:>3}  loss {:.4}{valid}, {:.0} samples/s", r.epoch, r.loss, r.samples_per_second);
         self.bar.suspend(|| eprintln!("{line}"));
     }
 }

@@ -118,6 +118,11 @@ impl Loader {
         self.0.data.len()
     }
 
+    /// Samples of a whole batch.
+    pub fn batch_size(&self) -> usize {
+        self.0.options.batch_size
+    }
+
     /// Batches of every epoch.
     pub fn batches_per_epoch(&self) -> usize {
         self.0.batches()

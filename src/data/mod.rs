@@ -57,8 +57,10 @@ const MAX_CLASSES: usize = 1 << 20;
 pub struct Dataset {
     /// The inputs, one sample per label.
     pub samples: Samples,
-    /// Class of each sample, `0..classes`.
+    /// Class of each sample, `0..classes`; zeros where `labelled` is false.
     pub labels: Vec<i64>,
+    /// Whether the data have labels.
+    pub labelled: bool,
     /// Of texts of different lengths.
     pub lengths: Option<Lengths>,
 }
@@ -125,7 +127,7 @@ pub fn open(spec: &Spec, inputs: &[(String, Declared)], opening: &Opening<'_>) -
         Spec::Cifar100(dir) => cifar::open_cifar100(dir)?,
         Spec::Idx(dir) => idx::open(dir)?,
         Spec::Images(dir) => images::open(dir, declared_size(inputs), MEMORY, opening)?,
-        Spec::Npz(file) => npz::open(file)?,
+        Spec::Npz(file) => npz::open(file, inputs)?,
         Spec::Text(format, path) => text::open(path, *format, opening, inputs)?,
     };
     if !matches!(spec, Spec::Images(_)) {
@@ -152,7 +154,39 @@ fn declared_size(inputs: &[(String, Declared)]) -> Option<(usize, usize)> {
 impl Dataset {
     /// Samples of one size.
     pub fn new(samples: Samples, labels: Vec<i64>) -> Self {
-        Self { samples, labels, lengths: None }
+        Self { samples, labels, labelled: true, lengths: None }
+    }
+
+    /// `n` samples of one size without labels.
+    pub fn unlabelled(samples: Samples, n: usize) -> Self {
+        Self { samples, labels: vec![0; n], labelled: false, lengths: None }
+    }
+
+    /// Takes the array of the model's own input for labels as the labels, where there is one: integers, one per sample.
+    ///
+    /// # Errors
+    /// An array of another type or shape.
+    pub fn label_by(&mut self, input: &str) -> Result<()> {
+        let Samples::Arrays(arrays) = &mut self.samples else { return Ok(()) };
+        let Some(array) = arrays.remove(input) else { return Ok(()) };
+        match array.to_i64().filter(|labels| labels.len() == self.labels.len()) {
+            Some(labels) => (self.labels, self.labelled) = (labels, true),
+            None => crate::bail!("array `{input}` is {}, but the model takes one integer per sample there", array.ty()),
+        }
+        Ok(())
+    }
+
+    /// Checks that there are labels.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn check_labelled(&self) -> Result<()> {
+        match &self.samples {
+            Samples::Arrays(arrays) if !self.labelled => {
+                Err(npz::without_labels(&arrays.keys().cloned().collect::<Vec<_>>()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Number of samples.
@@ -203,7 +237,7 @@ impl Dataset {
             let tokens = indices.iter().map(|i| lengths.tokens[*i]).collect();
             Lengths { tokens, ..*lengths }
         });
-        Ok(Self { samples, labels, lengths })
+        Ok(Self { samples, labels, labelled: self.labelled, lengths })
     }
 
     /// As many samples as labels, and at least one.

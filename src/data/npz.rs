@@ -1,9 +1,10 @@
-//! NumPy archives: arrays named as the model's inputs, `labels`, and the same with `valid_` and `test_` before the name.
+//! NumPy archives: arrays named as the model's inputs, `labels`, and the same with `valid_` and `test_` before the name. Labels may be
+//! missing: a model's own loss may need none.
 
 use super::folders::Part;
 use super::{Dataset, Samples, Splits, numbered_classes};
 use crate::error::{Error, IoContext, Result};
-use crate::ir::{DType, Element, Tensor};
+use crate::ir::{DType, Declared, Element, Tensor};
 use crate::wording::{count, list, nearest};
 use ndarray::{ArrayD, IxDyn, OwnedRepr};
 use ndarray_npy::{NpzReader, ReadNpyError, ReadNpzError};
@@ -20,13 +21,13 @@ const LABELS: &str = "labels";
 type Reader = NpzReader<BufReader<File>>;
 
 /// Reads every array of the archive. A prefix names a split only when there are labels for it, so that a model input
-/// may be called `test_x`.
-pub(super) fn open(path: &Path) -> Result<Splits> {
+/// may be called `test_x`. `inputs` are the model's: where one is called `labels` and takes no classes, so does that array.
+pub(super) fn open(path: &Path, inputs: &[(String, Declared)]) -> Result<Splits> {
     let mut notes = Vec::new();
-    let splits = split(read_npz(path)?, &mut notes).map_err(|e| e.in_file(path))?;
+    let splits = split(read_npz(path)?, inputs, &mut notes).map_err(|e| e.in_file(path))?;
     let Parts { train, valid, test } = splits;
-    let sets: Vec<(&Path, &Dataset)> =
-        [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().map(|s| (path, s)).collect();
+    let labelled = [Some(&train), valid.as_ref(), test.as_ref()].into_iter().flatten().filter(|s| s.labelled);
+    let sets: Vec<(&Path, &Dataset)> = labelled.map(|s| (path, s)).collect();
     let classes = numbered_classes(&sets)?;
     Ok(Splits { train, valid, test, classes, named: false, notes })
 }
@@ -110,7 +111,25 @@ struct Parts {
     test: Option<Dataset>,
 }
 
-fn split(mut arrays: BTreeMap<String, Tensor>, notes: &mut Vec<String>) -> Result<Parts> {
+/// What is said of these arrays where labels are needed and there are none.
+pub(super) fn without_labels(arrays: &[String]) -> Error {
+    Error::new(format!("there is no array `{LABELS}`")).hint(rename(arrays))
+}
+
+fn split(
+    mut arrays: BTreeMap<String, Tensor>,
+    inputs: &[(String, Declared)],
+    notes: &mut Vec<String>,
+) -> Result<Parts> {
+    let is_label = |n: &String| n.strip_suffix(LABELS).is_some_and(|prefix| ["", "valid_", "test_"].contains(&prefix));
+    // A model's own input of this name that takes no classes gets the array as it is.
+    let own_input = inputs.iter().any(|(name, declared)| {
+        let classes = arrays.get(LABELS).is_none_or(|a| class_numbers(a, LABELS, &mut Vec::new()).is_ok());
+        name == LABELS && (declared.dtype.is_float() || !classes)
+    });
+    if own_input || !arrays.keys().any(is_label) {
+        return unlabelled(arrays, inputs);
+    }
     let all: Vec<String> = arrays.keys().cloned().collect();
     let mut take = |prefix: &str| -> Result<Option<Dataset>> {
         if !arrays.contains_key(&format!("{prefix}{LABELS}")) {
@@ -122,7 +141,7 @@ fn split(mut arrays: BTreeMap<String, Tensor>, notes: &mut Vec<String>) -> Resul
     };
     let (valid, test) = (take("valid_")?, take("test_")?);
     let Some(train) = take("")? else {
-        return Err(Error::new(format!("there is no array `{LABELS}`")).hint(rename(&all)));
+        return Err(without_labels(&all));
     };
     let names_split = |n: &&String| n.to_lowercase().strip_suffix("_labels").and_then(Part::of).is_some();
     if let Some(other) = names(&train).into_iter().find(names_split) {
@@ -150,6 +169,34 @@ fn rename(all: &[String]) -> String {
     let there =
         if all.is_empty() { "the archive is empty".to_owned() } else { format!("its arrays are: {}", list(all)) };
     format!("{meant}{there}; save with np.savez(FILE, **{{model_input: array, {LABELS:?}: classes}})")
+}
+
+/// The parts of an archive without labels: `valid_x` is of the validation set where there is an `x`, unless a model's input is called so.
+fn unlabelled(mut arrays: BTreeMap<String, Tensor>, inputs: &[(String, Declared)]) -> Result<Parts> {
+    let all: Vec<String> = arrays.keys().cloned().collect();
+    let mut take = |prefix: &str| -> Result<Option<Dataset>> {
+        let named = |n: &&String| n.strip_prefix(prefix).is_some_and(|rest| all.iter().any(|a| a == rest));
+        let of_part = |n: &&String| prefix.is_empty() || named(n) && !inputs.iter().any(|(input, _)| input == *n);
+        let names: Vec<&String> = all.iter().filter(of_part).filter(|n| arrays.contains_key(*n)).collect();
+        let own: BTreeMap<String, Tensor> =
+            names.iter().filter_map(|n| Some((n[prefix.len()..].to_owned(), arrays.remove(*n)?))).collect();
+        let Some(first) = own.values().next() else { return Ok(None) };
+        let n = first.shape().first().copied().unwrap_or(1);
+        if let Some((name, array)) = own.iter().find(|(_, a)| a.shape().first() != Some(&n)) {
+            crate::bail!("array `{prefix}{name}` is {}, but `{}` has {n} samples", array.ty(), names[0]);
+        }
+        Ok(Some(Dataset::unlabelled(Samples::Arrays(own), n)))
+    };
+    let (valid, test) = (take("valid_")?, take("test_")?);
+    let train = take("")?.ok_or_else(|| Error::new("there are no arrays").hint("name them as the model's inputs"))?;
+    for (part, set) in [("valid_", &valid), ("test_", &test)] {
+        let of_set = set.as_ref().map(names).unwrap_or_default();
+        let missing = names(&train).into_iter().find(|n| !of_set.contains(n));
+        if let (Some(name), Some(other)) = (missing, of_set.first()) {
+            crate::bail!("array `{name}` has no `{part}{name}` although there is `{part}{other}`");
+        }
+    }
+    Ok(Parts { train, valid, test })
 }
 
 fn names(set: &Dataset) -> Vec<&String> {
@@ -290,7 +337,7 @@ mod tests {
 
         fn open(self) -> Result<Splits> {
             self.0.finish().unwrap();
-            open(self.1.path())
+            open(self.1.path(), &[])
         }
     }
 
@@ -335,7 +382,10 @@ mod tests {
     fn mistakes_are_named() {
         let x = || array![[1f32], [2.]];
         let cause = |a: Archive| a.open().unwrap_err().to_string();
-        assert!(cause(Archive::new().with("x", x())).contains("no array `labels`"));
+        let unlabelled = Archive::new().with("x", x()).open().unwrap();
+        assert!(unlabelled.train.check_labelled().unwrap_err().to_string().contains("no array `labels`"));
+        let one_test = Archive::new().with("x", x()).with("test_labels", array![0i64, 1]).with("test_x", x());
+        assert!(cause(one_test).contains("no array `labels`"));
         assert!(cause(Archive::new().with("labels", array![1i64])).contains("no input array"));
         assert!(
             cause(Archive::new().with("x", x()).with("labels", array![1i64]))
@@ -354,7 +404,7 @@ mod tests {
         assert!(cause(one().with("test_y", x()).with("test_labels", array![0i64, 1])).contains("no `test_x`"));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "not a zip").unwrap();
-        assert!(open(file.path()).unwrap_err().to_string().contains("not an npz archive"));
+        assert!(open(file.path(), &[]).unwrap_err().to_string().contains("not an npz archive"));
         let empty = Archive::new().with("x", Array::<f32, _>::zeros((0, 30, 64)));
         assert!(
             cause(empty.with("labels", array![0i64])).contains("`x` is f32[0,30,64]"),

@@ -147,7 +147,8 @@ pub(super) fn open(
     let mut dataset = |part: &Part| -> Result<Dataset> {
         let Some(encoded) = tokens.next() else { crate::bail!("a part has no tokens") };
         let samples = Samples::Arrays(encoder.arrays(&encoded, length)?);
-        Ok(Dataset { samples, labels: classes.labels(part)?, lengths: encoder.lengths(encoded, length) })
+        let lengths = encoder.lengths(encoded, length);
+        Ok(Dataset { lengths, ..Dataset::new(samples, classes.labels(part)?) })
     };
     let train_set = dataset(&train)?;
     let valid = valid.as_ref().map(&mut dataset).transpose()?;

@@ -25,7 +25,7 @@ mod value;
 
 pub use arena::{Buffer, Layout, Memory};
 pub use binding::Binding;
-pub use evaluation::Evaluation;
+pub use evaluation::{Evaluation, Outputs};
 pub use library::{Runtime, load, load_with};
 pub use program::{Losses, Program};
 pub use session::{CudaOptions, Device, Engine, Session};

@@ -17,6 +17,8 @@ use tract_onnx::prelude::*;
 pub struct Verdict {
     /// Largest absolute difference of any element of any float output.
     pub max_difference: f64,
+    /// Largest absolute value of any finite element.
+    pub largest: f64,
     /// Elements compared.
     pub elements: usize,
     /// Whether the difference is within the tolerance.
@@ -104,7 +106,7 @@ fn compare(names: &[String], ours: &[Tensor], theirs: &[(Vec<usize>, Vec<f64>)],
             theirs.len()
         )));
     }
-    let mut outputs = Vec::new();
+    let (mut outputs, mut largest) = (Vec::new(), 0.0f64);
     for ((name, a), (shape, b)) in names.iter().zip(ours).zip(theirs).filter(|((_, a), _)| a.dtype().is_float()) {
         if a.shape() != shape {
             let cause = format!("output `{name}` is {:?} on one side and {shape:?} on the other", a.shape());
@@ -116,6 +118,7 @@ fn compare(names: &[String], ours: &[Tensor], theirs: &[(Vec<usize>, Vec<f64>)],
             if d.is_nan() { f64::INFINITY } else { d }
         };
         let max_difference = a.to_f64().into_iter().zip(b).map(difference).fold(0.0, f64::max);
+        largest = b.iter().copied().filter(|v| v.is_finite()).map(f64::abs).fold(largest, f64::max);
         outputs.push(OutputDifference { name: name.clone(), elements: b.len(), max_difference });
     }
     let elements = outputs.iter().map(|o| o.elements).sum();
@@ -124,7 +127,7 @@ fn compare(names: &[String], ours: &[Tensor], theirs: &[(Vec<usize>, Vec<f64>)],
     }
     let max_difference = outputs.iter().map(|o| o.max_difference).fold(0.0, f64::max);
     let agrees = max_difference <= tolerance;
-    Ok(Verdict { max_difference, elements, agrees, outputs, written_out: Vec::new() })
+    Ok(Verdict { max_difference, largest, elements, agrees, outputs, written_out: Vec::new() })
 }
 
 /// Seeded values for every input.

@@ -156,9 +156,34 @@ fn tensor_type(dtype: DType, dims: Option<&[Dim]>) -> TypeProto {
 /// # Errors
 /// A model too large for one protobuf message (2 GiB), or an I/O error; `path` is then as it was.
 pub fn save(model: &ModelProto, path: &Path) -> Result<()> {
-    let bytes =
-        model.write_to_bytes().map_err(|e| Error::new(format!("cannot encode the model: {e}")).in_file(path))?;
-    write_atomically(path, &bytes)
+    write_atomically(path, &encoded(model, path)?)
+}
+
+/// Does all that [`save`] does but for the renaming: `path` stays as it is, and nothing is left beside it.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_to_temporary(model: &ModelProto, path: &Path) -> Result<()> {
+    let bytes = encoded(model, path)?;
+    written_beside(path, &bytes).map(drop).file(path)
+}
+
+fn encoded(model: &ModelProto, path: &Path) -> Result<Vec<u8>> {
+    model.write_to_bytes().map_err(|e| Error::new(format!("cannot encode the model: {e}")).in_file(path))
+}
+
+/// A temporary file beside `target` that holds `bytes`, synced.
+fn written_beside(target: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    #[cfg_attr(not(unix), allow(unused_mut))]
+    let mut options = tempfile::Builder::new();
+    // As any new file: readable to whom the user's mask lets read.
+    #[cfg(unix)]
+    options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = options.tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
 }
 
 /// Writes `bytes` to a temporary file beside `path`, syncs it and renames it. A link stays, and what it leads to is replaced;
@@ -171,16 +196,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         if std::fs::metadata(target).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
             return std::fs::OpenOptions::new().write(true).open(target)?.write_all(bytes);
         }
-        let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        #[cfg_attr(not(unix), allow(unused_mut))]
-        let mut options = tempfile::Builder::new();
-        // As any new file: readable to whom the user's mask lets read.
-        #[cfg(unix)]
-        options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = options.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(target).map(drop).map_err(|e| e.error)
+        written_beside(target, bytes)?.persist(target).map(drop).map_err(|e| e.error)
     };
     write(&path.canonicalize().unwrap_or_else(|_| path.to_owned())).file(path)
 }

@@ -16,8 +16,7 @@ const EPOCH_LOSSES: [Curve<Epoch>; 2] = [("training", |e| e.loss), ("validation"
 /// The curves of runs; those of several lie over one another, by name.
 pub(super) fn section(runs: &[Run]) -> Section {
     let steps = |run: &Run| run.steps.clone();
-    // Epochs are counted from 1, as the progress lines do.
-    let epochs = |run: &Run| run.epochs.iter().map(|(epoch, line)| (epoch + 1, line.clone())).collect();
+    let epochs = |run: &Run| run.epochs.clone();
     let charts = [
         charts(runs, ["Loss of a step", "step", "loss"], steps, &LOSSES),
         charts(runs, ["Accuracy", "epoch", "accuracy, %"], epochs, &ACCURACIES),

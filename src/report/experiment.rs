@@ -59,12 +59,12 @@ pub fn write_experiment(results: &Results, out: &Path) -> Result<()> {
 fn mean_curve(name: &str, runs: &[Run], value: Value) -> Series {
     let mut series = Series { name: name.to_owned(), ..Series::default() };
     let epochs = runs.iter().map(|r| r.epochs.len()).min().unwrap_or(0) as u64;
-    for epoch in 0..epochs {
+    for epoch in 1..=epochs {
         let at: Vec<f64> = runs.iter().filter_map(|r| value(r.epochs.get(&epoch)?)).collect();
         if at.len() == runs.len()
             && let (Some(mean), deviation) = moments(&at)
         {
-            series.points.push((epoch as f64 + 1.0, mean));
+            series.points.push((epoch as f64, mean));
             series.band.push(deviation.unwrap_or(0.0));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Run, Section};
 use crate::figure::Confusion;
-use crate::train::{Metric, Summary};
+use crate::train::Summary;
 
 /// `85.60 %`.
 fn percent(share: f64) -> String {
@@ -36,13 +36,10 @@ pub(super) fn facts(runs: &[Run]) -> Vec<(String, String)> {
 /// The outcome of a run in a line, by the metric of its recipe.
 fn result(run: &Run) -> String {
     let Some(s) = &run.results else { return "not finished".into() };
-    let (test, valid) = match s.metric {
-        Metric::Accuracy => (s.test_accuracy.map(percent), s.best_valid_accuracy.map(percent)),
-        Metric::F1 => (s.test_f1.map(decimals), s.best_valid_f1.map(decimals)),
-        Metric::Matthews => (s.test_matthews.map(decimals), s.best_valid_matthews.map(decimals)),
-    };
-    let named = |split: &str, value: Option<String>| value.map(|v| format!("{split} {} {v}", s.metric.title()));
-    let parts: Vec<String> = [named("test", test), named("best validation", valid)].into_iter().flatten().collect();
+    let named =
+        |split: &str, value: Option<f64>| value.map(|v| format!("{split} {} {}", s.metric.title(), s.metric.text(v)));
+    let values = [named("test", s.test(s.metric)), named("best validation", s.best_valid(s.metric)), s.warning.clone()];
+    let parts: Vec<String> = values.into_iter().flatten().collect();
     if parts.is_empty() { "finished".into() } else { parts.join(", ") }
 }
 
@@ -52,11 +49,12 @@ type Column = (&'static str, fn(&Run) -> Option<String>);
 /// The column that is left out where the head of the report says the same.
 const OPTIMIZER: &str = "optimizer";
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     (OPTIMIZER, Run::optimizer),
     ("steps", |run| of(run, |s| Some(s.steps.to_string()))),
     ("training accuracy", |run| run.epochs.values().next_back()?.accuracy.map(percent)),
-    ("best epoch", |run| of(run, |s| Some((s.best_epoch? + 1).to_string()))),
+    ("best epoch", |run| of(run, |s| Some(s.best_epoch?.to_string()))),
+    ("validation loss", |run| of(run, |s| s.best_valid_loss.map(decimals))),
     ("validation accuracy", |run| of(run, |s| s.best_valid_accuracy.map(percent))),
     ("validation F1", |run| of(run, |s| s.best_valid_f1.map(decimals))),
     ("validation Matthews", |run| of(run, |s| s.best_valid_matthews.map(decimals))),
@@ -118,7 +116,7 @@ mod tests {
     fn run(name: &str) -> Run {
         let results = Summary {
             test_accuracy: Some(0.856),
-            best_epoch: Some(3),
+            best_epoch: Some(4),
             test_confusion: Some(vec![vec![3, 1], vec![0, 4]]),
             classes: vec!["a<b".into(), "c".into()],
             ..Summary::default()

@@ -16,7 +16,7 @@ pub struct Run {
     pub name: String,
     /// The log lines of steps, by steps done.
     pub steps: BTreeMap<u64, Step>,
-    /// The log lines of epochs, by epoch, counted from 0.
+    /// The log lines of epochs, by epoch, counted from 1.
     pub epochs: BTreeMap<u64, Epoch>,
     /// The results; none while the run is not finished.
     pub results: Option<Summary>,
@@ -61,13 +61,19 @@ impl Run {
             let cause = if dir.is_dir() { "there are no metrics here" } else { "there is no such folder" };
             return Err(Error::new(cause).in_file(dir).hint("name the folder that `bisam train -o` wrote"));
         };
-        let (steps, epochs) = lines(&text).map_err(|e| e.in_file(&metrics))?;
+        let (steps, mut epochs) = lines(&text).map_err(|e| e.in_file(&metrics))?;
         if steps.is_empty() && epochs.is_empty() {
             return Err(Error::new("there are no metrics in this file")
                 .in_file(&metrics)
                 .hint("a line is written every --log-every steps and after every epoch"));
         }
-        let results: Option<Summary> = json(&dir.join("summary.json"))?;
+        let mut results: Option<Summary> = json(&dir.join("summary.json"))?;
+        // Runs of earlier versions count epochs from 0.
+        if epochs.contains_key(&0) {
+            epochs = epochs.into_iter().map(|(epoch, line)| (epoch + 1, line)).collect();
+            let best = results.as_mut().and_then(|r| r.best_epoch.as_mut());
+            best.into_iter().for_each(|epoch| *epoch += 1);
+        }
         if let Some(counts) = results.as_ref().and_then(|r| r.test_confusion.as_ref())
             && counts.iter().any(|row| row.len() != counts.len())
         {
@@ -211,7 +217,7 @@ mod tests {
         );
         let run = run.expect("reads");
         assert_eq!(run.steps[&10].loss, Some(2.5));
-        assert_eq!((run.epochs[&0].loss, run.epochs[&0].accuracy), (None, Some(0.5)));
+        assert_eq!((run.epochs[&1].loss, run.epochs[&1].accuracy), (None, Some(0.5)), "counted from 0 by an old run");
         assert_eq!(run.results.expect("is there").test_f1, Some(0.5));
         assert!(run.sharpness.is_empty());
     }

@@ -12,8 +12,8 @@ use crate::engine::{Engine, Program};
 use crate::error::Result;
 use crate::onnx::import;
 use crate::step::stages::build_in;
-use crate::step::{Ascent, StepOptions};
-use crate::train::{Recipe, bytes, judge, open_split};
+use crate::step::{Ascent, Ends, StepOptions};
+use crate::train::{Opened, Recipe, bytes, judge, open_split};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -156,9 +156,10 @@ pub fn sharpness(
             LoaderOptions { batch_size: recipe.batch_size, short: ShortBatch::Drop, ..LoaderOptions::default() };
         Loader::new(Arc::new(set), inputs, normalization, options)
     };
-    let (prepared, loader, names) =
-        open_split(engine, graph, recipe, &probe.split, note, load).map_err(|e| e.in_file(model))?;
-    let classes = names.len();
+    let ends = Ends { loss: None, ..recipe.ends() };
+    let Opened { prepared, loader, classes, .. } =
+        open_split(engine, graph, recipe, ends, &probe.split, note, load).map_err(|e| e.in_file(model))?;
+    let classes = classes.len();
     let step = StepOptions { micro_batch: None, seed: probe.seed, ..settings(&recipe.step) };
     let options =
         |direction| StepOptions { ascent: Some(ascent(direction)), mu: mu(direction, &recipe.step), ..step.clone() };
@@ -238,8 +239,8 @@ impl Around<'_> {
         let params = self.program.state()?.params;
         for batch in loader.epoch(0, 0) {
             let batch = batch?;
-            let logits = self.program.evaluate(self.evaluation, &bytes(&batch))?;
-            let here = Scores::of(&logits, self.classes, &batch.labels);
+            let outputs = self.program.evaluate(self.evaluation, &bytes(&batch), &batch.labels)?;
+            let here = Scores::of(&outputs.logits, self.classes, &batch.labels);
             let unit = match direction {
                 Direction::Random => self.noise(batch.index as u64, &params),
                 _ => {
@@ -314,8 +315,8 @@ impl Around<'_> {
     }
 
     fn perturbed(&mut self, batch: &Batch) -> Result<Scores> {
-        let logits = self.program.evaluate_perturbed(self.evaluation, &bytes(batch))?;
-        Ok(Scores::of(&logits, self.classes, &batch.labels))
+        let outputs = self.program.evaluate_perturbed(self.evaluation, &bytes(batch), &batch.labels)?;
+        Ok(Scores::of(&outputs.logits, self.classes, &batch.labels))
     }
 
     /// Standard normal noise, as the parameters.

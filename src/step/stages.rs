@@ -73,7 +73,7 @@ pub struct Stages {
     pub subsets: Vec<Subset>,
     /// (parameters, batch) → cross-entropy of each sample in training mode, correct; where samples are chosen by it.
     pub score: Option<Graph>,
-    /// (parameters, statistics, batch) → logits.
+    /// (parameters, statistics, batch) → logits, where there are some, and the model's own loss, where it is trained on that.
     pub eval: Graph,
     /// Trained parameters, in the order of the file.
     pub params: Vec<Slot>,
@@ -83,8 +83,12 @@ pub struct Stages {
     pub needs_two: bool,
     /// What is worth saying about normalization and randomness, a sentence each.
     pub notes: Vec<String>,
-    /// Number of classes.
+    /// Number of classes; 0 where the model shows no logits beside its own loss.
     pub classes: usize,
+    /// Whether the loss is the model's own.
+    pub own_loss: bool,
+    /// The model's own input for labels, which the batch's labels take the place of.
+    pub label_input: Option<String>,
     /// Name and type of the model's inputs.
     pub inputs: Vec<(String, Type)>,
     /// Input of `grad` that takes the labels.
@@ -128,7 +132,7 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     if options.precision == Precision::Bf16 {
         round_factors(&mut graph, DType::BF16)?;
     }
-    let classes = graph.ty(prepared.logits)?.shape[1];
+    let classes = prepared.classes()?;
     let inputs = prepared.inputs()?;
     for v in graph.params() {
         let dtype = graph.ty(v)?.dtype;
@@ -138,18 +142,27 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
         }
     }
     graph.outputs.clear();
-    let logits = matrix(&mut graph, prepared.logits, classes);
-    let labels = add_input(&mut graph, names::LABELS, Type::new(DType::I64, &[prepared_batch(prepared)?]));
+    let logits = prepared.logits.map(|v| matrix(&mut graph, v, classes));
+    let labels = add_input(&mut graph, names::LABELS, Type::new(DType::I64, &[prepared.batch]));
     let phase = options.ascent.map(|_| add_input(&mut graph, names::PHASE, Type::new(DType::Bool, &[])));
     let (loss, seeds) = match prepared.loss {
         Some(own) => own_loss_and_seeds(&mut graph, own, logits, labels, phase, options)?,
         None => {
+            let logits = logits.ok_or_else(|| needs_logits("cross-entropy"))?;
             let (loss, cotangent) = loss_and_cotangent(&mut graph, logits, labels, phase, options)?;
             (loss, vec![(logits, cotangent)])
         }
     };
-    let correct = loss::correct(&mut Builder::new(&mut graph, "metrics"), logits, labels)?;
-    let score = options.selects().then(|| score_stage(&mut graph, logits, labels, correct)).transpose()?;
+    let mut b = Builder::new(&mut graph, "metrics");
+    let correct = match logits {
+        Some(logits) => loss::correct(&mut b, logits, labels)?,
+        None => b.scalar(0.0, DType::F32),
+    };
+    let score = options.selects().then(|| {
+        let logits = logits.ok_or_else(|| needs_logits("choosing samples by their loss (top-k, sds-gamma)"))?;
+        score_stage(&mut graph, logits, labels, correct)
+    });
+    let score = score.transpose()?;
     output(&mut graph, names::LOSS, loss);
     output(&mut graph, names::CORRECT, correct);
     let forward = (options.swp_beta < 1.0).then(|| graph.clone());
@@ -166,16 +179,16 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
     let chosen = forward.iter().flat_map(|f| options.subsets(params.len()).into_iter().map(|c| (c, f.clone())));
     let subsets = chosen.map(subset).collect::<Result<_>>()?;
     let eval = eval_stage(prepared, &params, &stats, mode)?;
-    let batch = prepared_batch(prepared)?;
     let averages = stats.iter().filter(|s| s.rate == Rate::Average).count() / 2;
     let mut notes = Vec::new();
     if averages > 0 {
         notes.push(format!("{averages} normalizations have momentum 1, PyTorch's momentum=None: their running statistics become the averages of all batches of this run"));
     }
-    let needs_two = norms.iter().any(|n| n.count == batch);
+    let needs_two = norms.iter().any(|n| n.count == prepared.batch);
     let labels = graph[labels].name.clone();
     let phase = phase.map(|p| graph[p].name.clone());
     let random = graph.inputs.iter().map(|v| graph[*v].name.clone()).find(|n| n == KEY);
+    let (own_loss, label_input) = (prepared.loss.is_some(), prepared.label_input().map(str::to_owned));
     Ok(Stages {
         grad: graph,
         subsets,
@@ -186,11 +199,19 @@ pub fn build_in(prepared: &Prepared, options: &StepOptions, mode: Mode) -> Resul
         needs_two,
         notes,
         classes,
+        own_loss,
+        label_input,
         inputs,
         labels,
         phase,
         random,
     })
+}
+
+/// The error of something that works on the logits of a model that shows none beside its own loss.
+fn needs_logits(what: &str) -> Error {
+    let cause = format!("{what} needs the logits of classes, and the model shows none beside its own loss");
+    Error::new(cause).hint("name the output that holds them with --logits NAME, or leave this setting out")
 }
 
 /// Adds the gradients with respect to `wrt` and the batch's statistics to a forward graph with its losses.
@@ -228,10 +249,6 @@ fn finish(
     graph.remove_dead_nodes();
     graph.check_typed()?;
     Ok((params, stats))
-}
-
-fn prepared_batch(prepared: &Prepared) -> Result<usize> {
-    Ok(prepared.graph.ty(prepared.logits)?.shape[0])
 }
 
 /// The loss that `phase` selects, and the cotangent of the logits.
@@ -273,7 +290,7 @@ fn loss_and_cotangent(
 fn own_loss_and_seeds(
     graph: &mut Graph,
     own: OwnLoss,
-    logits: ValueId,
+    logits: Option<ValueId>,
     labels: ValueId,
     phase: Option<ValueId>,
     options: &StepOptions,
@@ -286,6 +303,12 @@ fn own_loss_and_seeds(
     let one = b.scalar_like(1.0, descent);
     let (Some(ascent), Some(phase)) = (options.ascent.filter(|a| *a != Ascent::CrossEntropy), phase) else {
         return Ok((descent, vec![(descent, one)]));
+    };
+    let Some(logits) = logits else {
+        let cause = "BiSAM's ascent is a bound on the logits of classes, and the model shows none beside its own loss";
+        return Err(Error::new(cause).hint(
+            "choose --optimizer sam, which ascends the model's own loss, or name the logits with --logits NAME",
+        ));
     };
     b.scope("ascent");
     let one_hot = loss::one_hot(&mut b, logits, labels);
@@ -409,7 +432,8 @@ fn score_stage(graph: &mut Graph, logits: ValueId, labels: ValueId, correct: Val
     Ok(score)
 }
 
-/// The `eval` stage with the file's own weights in it: batch → logits. Nothing is differentiated, so any model that runs has one.
+/// The `eval` stage with the file's own weights in it: batch → logits, own loss. Nothing is differentiated, so any model that runs has
+/// one.
 ///
 /// # Errors
 /// A graph that is not concretized.
@@ -426,19 +450,23 @@ fn eval_stage(prepared: &Prepared, params: &[Slot], stats: &[StatSlot], mode: Mo
             freeze_value(&mut graph, v);
         }
     }
-    let classes = graph.ty(prepared.logits)?.shape[1];
     graph.outputs.clear();
-    let logits = matrix(&mut graph, prepared.logits, classes);
-    output(&mut graph, names::LOGITS, logits);
+    if let Some(input) = prepared.loss.and_then(|l| l.labels) {
+        let labels = add_input(&mut graph, names::LABELS, Type::new(DType::I64, &[prepared.batch]));
+        take_labels(&mut graph, input, labels)?;
+    }
+    if let Some(logits) = prepared.logits {
+        let logits = matrix(&mut graph, logits, prepared.classes()?);
+        output(&mut graph, names::LOGITS, logits);
+    }
+    if let Some(own) = prepared.loss {
+        let loss = Builder::new(&mut graph, "loss").reshape(own.value, &[]);
+        output(&mut graph, names::LOSS, loss);
+    }
     if mode == Mode::Train {
         lower_batch_norm(&mut graph)?;
     }
     graph.remove_dead_nodes();
-    if let Some(labels) = prepared.loss.and_then(|l| l.labels) {
-        let unread = Tensor::full(graph.ty(labels)?.dtype, &graph.ty(labels)?.shape.clone(), 0.0);
-        graph.inputs.retain(|v| *v != labels);
-        graph.set_source(labels, Source::Constant(unread));
-    }
     graph.check_typed()?;
     Ok(graph)
 }

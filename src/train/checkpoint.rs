@@ -1,5 +1,6 @@
 //! Checkpoints: one safetensors file with everything a run needs to go on bit for bit.
 
+use super::log::EpochReport;
 use super::metrics::Scores;
 use crate::engine::program::State;
 use crate::error::{Error, IoContext, Result};
@@ -13,7 +14,7 @@ use std::path::Path;
 /// Where a run is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// Epoch, counted from 0.
+    /// Whole epochs done.
     pub epoch: usize,
     /// Next batch of the epoch. Data order and augmentation follow from seed, epoch and batch alone.
     pub batch: usize,
@@ -24,11 +25,32 @@ pub struct Position {
     pub moves: u64,
     /// Sums over the epoch so far: descent loss, correct samples, samples.
     pub sums: [f64; 3],
-    /// Best value of the recipe's metric on the validation split, and its epoch.
+    /// Best value of the recipe's metric on the validation split, and its epoch, counted from 0.
     pub best: Option<(f64, usize)>,
     /// Every metric of that epoch.
     #[serde(default)]
     pub best_scores: Option<Scores>,
+    /// Validation loss of that epoch.
+    #[serde(default)]
+    pub best_loss: Option<f64>,
+    /// Seconds of training so far.
+    #[serde(default)]
+    pub seconds: f64,
+    /// Seconds of the epoch's steps so far.
+    #[serde(default)]
+    pub epoch_seconds: f64,
+    /// Loss of the first step.
+    #[serde(default)]
+    pub first_loss: Option<f32>,
+    /// The highest loss of a step, and which.
+    #[serde(default)]
+    pub highest_loss: Option<(f32, u64)>,
+    /// The epoch that ended last, whole or with the run.
+    #[serde(default)]
+    pub last_epoch: Option<EpochReport>,
+    /// Steps done when it ended.
+    #[serde(default)]
+    pub reported: u64,
 }
 
 /// Names of tensors in the order of a [`State`].
@@ -70,16 +92,29 @@ fn collect<'a>(to: &mut Vec<(String, &'a [f32])>, theta: &str, stats: &str, stat
     to.extend(names.stats.iter().zip(&state.stats).map(|(n, t)| (format!("{stats}/{n}"), t.as_slice())));
 }
 
+/// Where the run is, by what [`save`] wrote.
+///
+/// # Errors
+/// An I/O error, or a damaged file.
+pub fn position(path: &Path) -> Result<Position> {
+    read_position(&std::fs::read(path).file(path)?).map_err(|e| e.in_file(path))
+}
+
+fn read_position(bytes: &[u8]) -> Result<Position> {
+    let damaged = |e: String| Error::new(format!("damaged checkpoint: {e}"));
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(e.to_string()))?;
+    let json = header.metadata().as_ref().and_then(|m| m.get(META)).ok_or_else(|| damaged("no position".into()))?;
+    serde_json::from_str(json).map_err(|e| damaged(e.to_string()))
+}
+
 /// Reads what [`save`] wrote; `states` is the number of optimizer states.
 ///
 /// # Errors
 /// An I/O error, a damaged file, or one of another model.
 pub fn load(path: &Path, names: &Names<'_>, states: usize) -> Result<(Position, State, Option<State>)> {
     let bytes = std::fs::read(path).file(path)?;
+    let position = read_position(&bytes).map_err(|e| e.in_file(path))?;
     let damaged = |e: String| Error::new(format!("damaged checkpoint: {e}")).in_file(path);
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
-    let json = header.metadata().as_ref().and_then(|m| m.get(META)).ok_or_else(|| damaged("no position".into()))?;
-    let position: Position = serde_json::from_str(json).map_err(|e| damaged(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     let read = |name: String| -> Result<Vec<f32>> {
         let view =

@@ -2,6 +2,7 @@
 
 use super::recipe::Recipe;
 use super::run::Observer;
+use super::verdict::Classes;
 use crate::data::{
     Augment, Dataset, Fit, InputSpec, Loader, LoaderOptions, Normalization, Opening, Samples, ShortBatch, Spec, Splits,
     check_vocabulary, open, open_shapes,
@@ -35,6 +36,8 @@ pub(super) struct Data {
     pub(super) rest: Option<usize>,
     /// Lengths that batches of texts are padded to, ascending.
     buckets: Vec<usize>,
+    /// Of the training samples, the share of the most common class.
+    common: f64,
 }
 
 /// The model's inputs as the loader fills them.
@@ -125,6 +128,20 @@ fn normalize(train: &Dataset, inputs: &[InputSpec], given: Option<Normalization>
     }
 }
 
+/// Checks the labels that a model of `classes` classes reads, or its own loss, whose input for them is `own`; that may have an array of
+/// its own. Returns what the user should know about the classes.
+fn check_labels(splits: &mut Splits, classes: usize, own: Option<&str>, evaluate: bool) -> Result<Vec<String>> {
+    for set in [Some(&mut splits.train), splits.valid.as_mut(), splits.test.as_mut()].into_iter().flatten() {
+        if let Some(own) = own {
+            set.label_by(own)?;
+        }
+        if classes > 0 || own.is_some() {
+            set.check_labelled()?;
+        }
+    }
+    if classes > 0 { splits.check_classes(classes, evaluate) } else { Ok(Vec::new()) }
+}
+
 impl Data {
     pub(super) fn load(
         mut splits: Splits,
@@ -132,8 +149,11 @@ impl Data {
         stages: &Stages,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let notes = splits.check_classes(stages.classes, false)?;
+        let notes = check_labels(&mut splits, stages.classes, stages.label_input.as_deref(), false)?;
         notes.iter().filter(|_| recipe.ends().loss.is_none()).for_each(|n| observer.note(n));
+        if splits.train.labelled && stages.classes == 0 && stages.label_input.is_none() {
+            observer.note("the labels are not read: the model's own loss takes none");
+        }
         if let Some(n) = recipe.train_samples {
             splits.train = splits.train.sample(n, 0)?;
         }
@@ -146,6 +166,10 @@ impl Data {
             ));
         }
         if recipe.label_noise > 0.0 {
+            if stages.classes == 0 {
+                return Err(Error::new("label noise needs classes, and the model shows no logits beside its own loss")
+                    .hint("leave --label-noise out, or name the logits with --logits NAME"));
+            }
             let changed = splits.train.add_label_noise(recipe.label_noise, stages.classes, recipe.seed)?;
             observer.note(&format!("{changed} training labels were replaced"));
         }
@@ -174,6 +198,7 @@ impl Data {
             );
         }
         let drop_last = recipe.drop_last || lonely;
+        let common = most_common(&splits.train.labels) as f64 / n as f64;
         let augment: Augment = recipe.augment.parse()?;
         let options = LoaderOptions {
             batch_size: recipe.batch_size,
@@ -190,11 +215,27 @@ impl Data {
         }
         let still = |set: Option<Dataset>| -> Result<Option<Loader>> {
             let Some(set) = set.filter(|s| !s.is_empty()) else { return Ok(None) };
-            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size, &buckets).map(Some)
+            let short = short_batch(stages.own_loss);
+            evaluation_loader(set, &inputs, normalization.clone(), recipe.batch_size, &buckets, short).map(Some)
         };
         let (valid, test) = (still(splits.valid)?, still(splits.test)?);
         let rest = (!drop_last).then_some(n % recipe.batch_size).filter(|r| *r > 0);
-        Ok(Self { train, valid, test, normalization, rest, buckets })
+        Ok(Self { train, valid, test, normalization, rest, buckets, common })
+    }
+
+    /// What is known about the classes, of `count`.
+    pub(super) fn classes(&self, count: usize) -> Classes {
+        let valid = self.valid.as_ref().map_or(0, Loader::samples);
+        Classes { count, common: self.common, samples: [self.train.samples(), valid] }
+    }
+
+    /// Sizes of the last, short batches of evaluation, of a loss of the model's own: a padded batch has another.
+    pub(super) fn evaluation_rests(&self) -> Vec<usize> {
+        let loaders = [&self.valid, &self.test].into_iter().flatten();
+        let mut rests: Vec<usize> = loaders.map(|l| l.samples() % l.batch_size()).filter(|n| *n > 0).collect();
+        rests.sort_unstable();
+        rests.dedup();
+        rests
     }
 
     /// The lengths that batches of texts are padded to, but the longest.
@@ -209,18 +250,31 @@ fn buckets(train: &Dataset, batch: usize) -> Vec<usize> {
     train.lengths.as_ref().filter(|_| count > 1).map_or_else(Vec::new, |lengths| lengths.buckets(count))
 }
 
+/// How often the most common label is there.
+fn most_common(labels: &[i64]) -> usize {
+    let mut sorted = labels.to_vec();
+    sorted.sort_unstable();
+    sorted.chunk_by(|a, b| a == b).map(<[i64]>::len).max().unwrap_or(0)
+}
+
+/// What becomes of the last batch in evaluation: a loss of the model's own is about a whole batch, which must not be padded.
+pub(super) fn short_batch(own_loss: bool) -> ShortBatch {
+    if own_loss { ShortBatch::Keep } else { ShortBatch::Pad }
+}
+
 pub(super) fn evaluation_loader(
     set: Dataset,
     inputs: &[InputSpec],
     normalization: Option<Normalization>,
     batch_size: usize,
     buckets: &[usize],
+    short: ShortBatch,
 ) -> Result<Loader> {
     let options = LoaderOptions {
         batch_size,
         buckets: buckets.to_vec(),
         shuffle: false,
-        short: ShortBatch::Pad,
+        short,
         augment: Augment::None,
         ..LoaderOptions::default()
     };
@@ -232,8 +286,18 @@ pub(super) fn class_names(splits: &Splits, classes: usize) -> Vec<String> {
     (0..classes).map(|c| splits.classes.get(c).cloned().unwrap_or_else(|| c.to_string())).collect()
 }
 
-/// A model prepared for one split (`train`, `valid` or `test`) of the data that the recipe names, the loader that `load` makes of it,
-/// and the names of the classes.
+/// A model prepared for one split of a data set.
+pub(crate) struct Opened {
+    pub(crate) prepared: Prepared,
+    pub(crate) loader: Loader,
+    /// Names of the classes.
+    pub(crate) classes: Vec<String>,
+    /// The sizes that the model was prepared for.
+    pub(crate) sizes: Sizes,
+}
+
+/// A model prepared for one split (`train`, `valid` or `test`) of the data that the recipe names, with the loader that `load` makes of it.
+/// A validation set is split off as in training, by the recipe's `valid` and `seed`.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a split that is not there.
@@ -241,25 +305,31 @@ pub(crate) fn open_split(
     engine: &Engine,
     graph: &Graph,
     recipe: &Recipe,
+    ends: Ends<'_>,
     split: &str,
     note: &mut dyn FnMut(&str),
     load: impl FnOnce(Dataset, Vec<InputSpec>, Option<Normalization>) -> Result<Loader>,
-) -> Result<(Prepared, Loader, Vec<String>)> {
+) -> Result<Opened> {
     let spec: Spec = recipe.data.parse()?;
-    let splits = open_data(&spec, graph, &Opening { evaluate: true, ..recipe.opening() })?;
+    let mut splits = open_data(&spec, graph, &Opening { evaluate: true, ..recipe.opening() })?;
     splits.notes.iter().for_each(|n| note(n));
-    let ends = Ends { loss: None, ..recipe.ends() };
     let sizes = sizes(graph, &splits.train, recipe.batch_size);
     let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
-    let inputs = input_specs(&prepared.inputs()?);
-    let classes = prepared.graph.ty(prepared.logits)?.shape[1];
-    let names = class_names(&splits, classes);
+    let inputs = input_specs(&read_inputs(&prepared)?);
+    let count = prepared.classes()?;
+    let classes = class_names(&splits, count);
     let open = || -> Result<Loader> {
+        check_labels(&mut splits, count, prepared.label_input(), true)?.iter().for_each(|n| note(n));
+        if let Some(n) = recipe.train_samples.filter(|_| !splits.train.is_empty()) {
+            splits.train = splits.train.sample(n, 0)?;
+        }
+        if !splits.train.is_empty() {
+            splits.split_validation(recipe.valid, recipe.seed)?;
+        }
         let there = splits.sets().map(|(part, _)| format!("--split {part}")).collect::<Vec<_>>().join(" or ");
         let set = splits.sets().find(|(part, _)| *part == split).map(|(_, set)| set);
         let hint = || format!("there is {there}");
         let set = set.ok_or_else(|| Error::new(format!("there is no {split} split")).hint(hint()))?.clone();
-        splits.check_classes(classes, true)?.iter().for_each(|n| note(n));
         if splits.train.is_empty() && recipe.normalization.is_none() && matches!(set.samples, Samples::Images(_)) {
             note("there are no training images: those that are evaluated give mean and deviation");
         }
@@ -269,5 +339,13 @@ pub(crate) fn open_split(
     };
     let loader = open().map_err(|e| e.in_file(spec.path()))?;
     loader.notes().iter().for_each(|n| note(n));
-    Ok((prepared, loader, names))
+    Ok(Opened { prepared, loader, classes, sizes })
+}
+
+/// The inputs that logits and loss depend on; the others are not fed.
+pub(super) fn read_inputs(prepared: &Prepared) -> Result<Vec<(String, Type)>> {
+    let ends = prepared.logits.into_iter().chain(prepared.loss.map(|l| l.value));
+    let read = prepared.graph.upstream(ends);
+    let is_read = |name: &String| prepared.graph.find(name).is_some_and(|v| read.contains(&v));
+    Ok(prepared.inputs()?.into_iter().filter(|(name, _)| is_read(name)).collect())
 }

@@ -1,5 +1,6 @@
 //! Sets of runs that make one table: rows × columns × seeds.
 
+use super::folder::Folder;
 use super::log::Summary;
 use super::metrics::Metric;
 use super::recipe::{Recipe, table, toml_error};
@@ -18,7 +19,7 @@ use toml::{Table, Value};
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
     /// The metric of each recipe for the exported weights on the test split, on the validation split where there is no test split;
-    /// times 100.
+    /// times 100 unless it is a loss.
     Metric,
     /// Seconds of an epoch, validation included.
     EpochSeconds,
@@ -169,13 +170,17 @@ impl Experiment {
                 ));
                 let checkpoint = folder.join("checkpoint");
                 let resume = checkpoint.join("state.safetensors").exists();
-                train(engine, &recipe, &folder, resume, stop, observer).map_err(|e| {
+                let trained = train(engine, &recipe, &folder, resume, stop, observer);
+                let summary = trained.map_err(|e| {
                     if stop.load(Ordering::Relaxed) {
                         return Error::new(format!("stopped in {}", folder.display()))
                             .hint("the same command goes on from here");
                     }
                     e
                 })?;
+                if let Some(warning) = &summary.warning {
+                    observer.note(warning);
+                }
                 std::fs::remove_dir_all(&checkpoint).file(&checkpoint)?;
                 self.results(seeds, out)?.write(out)?;
             }
@@ -205,7 +210,7 @@ impl Experiment {
             let mut cell = Cell {
                 row: row.name.clone(),
                 column: column.name.clone(),
-                metric: self.recipe(row, column, 0)?.metric,
+                metric: self.recipe(row, column, 0)?.metric(),
                 values: Vec::new(),
                 mean: None,
                 deviation: None,
@@ -214,7 +219,7 @@ impl Experiment {
             for seed in 0..seeds {
                 let recipe = self.recipe(row, column, seed)?;
                 let folder = self.folder(out, row, column, recipe.seed);
-                let Some(summary) = summary(&folder)? else { continue };
+                let Some(summary) = Folder::new(&folder).results()? else { continue };
                 if let Some(value) = self.measure.of(&summary, &recipe) {
                     cell.values.push(value);
                     cell.runs.push(folder);
@@ -230,17 +235,24 @@ impl Experiment {
 impl Measure {
     fn of(self, summary: &Summary, recipe: &Recipe) -> Option<f64> {
         match self {
-            Self::Metric => summary.result(recipe.metric).map(|v| v * 100.0),
+            Self::Metric => {
+                let scale = if recipe.metric() == Metric::Loss { 1.0 } else { 100.0 };
+                summary.result(recipe.metric()).map(|v| v * scale)
+            }
             Self::EpochSeconds => Some(summary.seconds / recipe.epochs.max(1) as f64),
         }
     }
 
     fn caption(self, cells: &[Cell]) -> String {
         let Self::Metric = self else { return "Seconds per epoch".to_owned() };
-        let mut names: Vec<&str> = cells.iter().map(|c| c.metric.title()).collect();
+        let caption = |metric: Metric| match metric {
+            Metric::Loss => "Loss".to_owned(),
+            _ => format!("100 × {}", metric.title()),
+        };
+        let mut names: Vec<String> = cells.iter().map(|c| caption(c.metric)).collect();
         names.sort_unstable();
         names.dedup();
-        format!("100 × {}", names.join(" or "))
+        names.join(" or ")
     }
 }
 
@@ -314,24 +326,18 @@ pub(crate) fn moments(values: &[f64]) -> (Option<f64>, Option<f64>) {
     (Some(mean), (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
 }
 
-/// The results of a finished run.
-fn summary(folder: &Path) -> Result<Option<Summary>> {
-    let file = folder.join("summary.json");
-    if !file.exists() {
-        return Ok(None);
-    }
-    let bytes = std::fs::read(&file).file(&file)?;
-    let read = serde_json::from_slice(&bytes).map_err(|e| Error::new(e.to_string()).in_file(&file))?;
-    Ok(Some(read))
-}
-
 /// Whether a run is over; it must have been made with these settings.
 fn is_finished(folder: &Path, recipe: &Recipe) -> Result<bool> {
-    let file = folder.join("recipe.toml");
+    let folder = Folder::new(folder);
+    let file = folder.recipe();
     if !file.exists() {
         return Ok(false);
     }
-    let mut made = Recipe::load(&file)?;
+    let (mut made, mut wanted) = (Recipe::load(&file)?, recipe.clone());
+    for recipe in [&mut made, &mut wanted] {
+        recipe.make_paths_absolute()?;
+        recipe.metric = Some(recipe.metric());
+    }
     // What the run itself has filled in.
     if recipe.normalization.is_none() {
         made.normalization = None;
@@ -344,14 +350,14 @@ fn is_finished(folder: &Path, recipe: &Recipe) -> Result<bool> {
         made.output = made.embedding.take();
     }
     let table = |r: &Recipe| Table::try_from(r).map_err(|e| Error::new(e.to_string()));
-    let (made, wanted) = (table(&made)?, table(recipe)?);
+    let (made, wanted) = (table(&made)?, table(&wanted)?);
     let differs = |key: &&String| made.get(*key) != wanted.get(*key);
     if let Some(key) = made.keys().chain(wanted.keys()).find(differs) {
         return Err(Error::new(format!("this run was made with another `{key}`"))
             .in_file(&file)
             .hint("remove the run, or choose another folder with -o"));
     }
-    Ok(folder.join("summary.json").exists())
+    Ok(folder.summary().exists())
 }
 
 /// The rows or columns of a file; one without any settings when there are none.

@@ -13,15 +13,16 @@ use std::path::Path;
 pub struct StepReport {
     /// Steps done.
     pub step: u64,
-    /// Epoch, counted from 0.
+    /// Epoch, counted from 1.
     pub epoch: usize,
     /// Loss of the ascent pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ascent_loss: Option<f32>,
     /// Loss of the descent pass.
     pub loss: f32,
-    /// Share of correctly classified samples in the batch.
-    pub accuracy: f32,
+    /// Share of correctly classified samples in the batch; of classes only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f32>,
     /// Learning rate.
     pub lr: f32,
 }
@@ -29,13 +30,14 @@ pub struct StepReport {
 /// A log line of one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
-    /// Epoch, counted from 0.
+    /// Epoch, counted from 1.
     pub epoch: usize,
     /// Mean descent loss.
     pub loss: f64,
-    /// Share of correctly classified training samples.
-    pub accuracy: f64,
-    /// Cross-entropy on the validation split.
+    /// Share of correctly classified training samples; of classes only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Cross-entropy, or the model's own loss, on the validation split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_loss: Option<f64>,
     /// Accuracy on the validation split.
@@ -47,8 +49,20 @@ pub struct EpochReport {
     /// Matthews correlation on the validation split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_matthews: Option<f64>,
-    /// Training samples per second.
+    /// Training samples per second, over all of the epoch's steps.
     pub samples_per_second: f64,
+}
+
+impl EpochReport {
+    /// The value of a metric on the validation split.
+    pub fn valid(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Accuracy => self.valid_accuracy,
+            Metric::F1 => self.valid_f1,
+            Metric::Matthews => self.valid_matthews,
+            Metric::Loss => self.valid_loss,
+        }
+    }
 }
 
 /// The results of a run.
@@ -59,6 +73,9 @@ pub struct Summary {
     /// What the best epoch was chosen by.
     #[serde(default)]
     pub metric: Metric,
+    /// Validation loss of the best epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_valid_loss: Option<f64>,
     /// Validation accuracy of the best epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_valid_accuracy: Option<f64>,
@@ -68,13 +85,13 @@ pub struct Summary {
     /// Validation Matthews correlation of the best epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_valid_matthews: Option<f64>,
-    /// Epoch of the exported weights.
+    /// Epoch of the exported weights, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_epoch: Option<usize>,
     /// Test accuracy of the exported weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_accuracy: Option<f64>,
-    /// Test cross-entropy of the exported weights.
+    /// Test cross-entropy, or the model's own loss, of the exported weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_loss: Option<f64>,
     /// Test F1 of the exported weights (see [`Confusion::f1`](super::Confusion::f1)).
@@ -89,17 +106,36 @@ pub struct Summary {
     /// Test samples by true class (rows) and predicted class (columns), for up to 100 classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_confusion: Option<Vec<Vec<u64>>>,
-    /// Seconds of training, this process only.
+    /// Seconds of training, over all processes that took part.
     pub seconds: f64,
+    /// What is wrong with the result, and what to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 impl Summary {
     /// A metric of the exported weights, on the test split or else on the validation split.
     pub fn result(&self, metric: Metric) -> Option<f64> {
+        self.test(metric).or(self.best_valid(metric))
+    }
+
+    /// A metric of the exported weights on the test split.
+    pub fn test(&self, metric: Metric) -> Option<f64> {
         match metric {
-            Metric::Accuracy => self.test_accuracy.or(self.best_valid_accuracy),
-            Metric::F1 => self.test_f1.or(self.best_valid_f1),
-            Metric::Matthews => self.test_matthews.or(self.best_valid_matthews),
+            Metric::Accuracy => self.test_accuracy,
+            Metric::F1 => self.test_f1,
+            Metric::Matthews => self.test_matthews,
+            Metric::Loss => self.test_loss,
+        }
+    }
+
+    /// A metric of the exported weights on the validation split.
+    pub fn best_valid(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Accuracy => self.best_valid_accuracy,
+            Metric::F1 => self.best_valid_f1,
+            Metric::Matthews => self.best_valid_matthews,
+            Metric::Loss => self.best_valid_loss,
         }
     }
 }
@@ -121,7 +157,14 @@ impl Log {
         };
         crate::onnx::write_atomically(&path, kept.as_bytes())?;
         let file = std::fs::OpenOptions::new().append(true).open(&path).file(&path)?;
-        Ok(Self { file, path, events: Events::create(folder, done)? })
+        let mut log = Self { file, path, events: Events::create(folder, done)? };
+        // The process before may have ended between its checkpoint and this line.
+        let last = from.and_then(|p| p.last_epoch.filter(|e| e.epoch <= p.epoch));
+        let is_there = |e: &EpochReport| kept.lines().any(|line| of_line(line) == (None, Some(e.epoch as u64)));
+        if let Some(report) = last.filter(|e| !is_there(e)) {
+            log.epoch(done, &report)?;
+        }
+        Ok(log)
     }
 
     pub(super) fn step(&mut self, report: &StepReport) -> Result<()> {
@@ -147,14 +190,17 @@ fn before(path: &Path, position: &Position) -> Result<String> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(e) => return Err(e).file(path),
     };
-    let earlier = |line: &&str| {
-        // A line that a crash cut is no JSON.
-        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { return false };
-        match (line["step"].as_u64(), line["epoch"].as_u64()) {
-            (Some(step), _) => step <= position.steps,
-            (None, Some(epoch)) => epoch < position.epoch as u64,
-            (None, None) => false,
-        }
+    let earlier = |line: &&str| match of_line(line) {
+        (Some(step), _) => step <= position.steps,
+        (None, Some(epoch)) => epoch <= position.epoch as u64,
+        (None, None) => false,
     };
     Ok(text.split_inclusive('\n').filter(|line| line.ends_with('\n')).filter(earlier).collect())
+}
+
+/// The step, or else the epoch, that a line is about; neither of one that a crash cut.
+fn of_line(line: &str) -> (Option<u64>, Option<u64>) {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+    let step = line["step"].as_u64();
+    (step, line["epoch"].as_u64().filter(|_| step.is_none()))
 }

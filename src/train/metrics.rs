@@ -14,6 +14,8 @@ pub enum Metric {
     F1,
     /// Matthews correlation coefficient.
     Matthews,
+    /// The loss on the validation set: cross-entropy, or the model's own loss; the lowest is the best.
+    Loss,
 }
 
 impl Metric {
@@ -23,7 +25,34 @@ impl Metric {
             Self::Accuracy => "accuracy",
             Self::F1 => "F1",
             Self::Matthews => "Matthews",
+            Self::Loss => "loss",
         }
+    }
+
+    /// The value among what was measured; none where it was not.
+    pub fn of(self, loss: Option<f64>, scores: Option<Scores>) -> Option<f64> {
+        match self {
+            Self::Accuracy => scores.map(|s| s.accuracy),
+            Self::F1 => scores.map(|s| s.f1),
+            Self::Matthews => scores.map(|s| s.matthews),
+            Self::Loss => loss,
+        }
+    }
+
+    /// Whether it is about classes.
+    pub fn needs_classes(self) -> bool {
+        self != Self::Loss
+    }
+
+    /// Whether `a`, value and loss, is a better result than `b`. Of equal values the one of lower loss is better.
+    pub fn is_better(self, a: (f64, f64), b: (f64, f64)) -> bool {
+        let (a, b) = if self == Self::Loss { ((-a.0, a.1), (-b.0, b.1)) } else { (a, b) };
+        a.0 > b.0 || a.0 == b.0 && a.1 < b.1
+    }
+
+    /// How a value is written: a share as percent, anything else as a number.
+    pub fn text(self, value: f64) -> String {
+        if self == Self::Accuracy { format!("{:.2} %", value * 100.0) } else { format!("{value:.4}") }
     }
 }
 
@@ -36,17 +65,6 @@ pub struct Scores {
     pub f1: f64,
     /// Matthews correlation coefficient, −1 to 1.
     pub matthews: f64,
-}
-
-impl Scores {
-    /// The value of one metric.
-    pub fn get(&self, metric: Metric) -> f64 {
-        match metric {
-            Metric::Accuracy => self.accuracy,
-            Metric::F1 => self.f1,
-            Metric::Matthews => self.matthews,
-        }
-    }
 }
 
 /// Cross-entropy and predicted class of one sample; of equal logits the first wins.
@@ -254,6 +272,16 @@ mod tests {
             assert_eq!((c.f1(), c.matthews()), (0.0, 0.0), "{c:?}");
         }
         close(confusion(&[&[0, 4], &[6, 0]]).matthews(), -1.0);
-        assert_eq!(confusion(&[&[4, 0], &[6, 0]]).scores().get(Metric::Accuracy), 0.4);
+        assert_eq!(confusion(&[&[4, 0], &[6, 0]]).scores().accuracy, 0.4);
+    }
+
+    #[test]
+    fn of_equal_results_the_lower_loss_wins() {
+        for metric in [Metric::Accuracy, Metric::F1, Metric::Matthews] {
+            assert!(metric.is_better((0.5, 2.0), (0.4, 1.0)));
+            assert!(metric.is_better((0.5, 0.9), (0.5, 1.0)) && !metric.is_better((0.5, 1.0), (0.5, 1.0)));
+        }
+        assert!(Metric::Loss.is_better((0.5, 0.5), (0.6, 0.6)) && !Metric::Loss.is_better((0.6, 0.6), (0.5, 0.5)));
+        assert!(!Metric::Loss.is_better((f64::NAN, f64::NAN), (0.5, 0.5)));
     }
 }

@@ -43,8 +43,12 @@ pub struct Recipe {
     /// Train on this many of the training samples, a random choice that is the same for every seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_samples: Option<usize>,
-    /// What the best epoch is chosen by, on the validation set.
-    pub metric: Metric,
+    /// What the best epoch is chosen by, on the validation set: accuracy, or the loss where that is the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
+    /// Initial values of parameters by name, in the place of those of the model: a safetensors file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
     /// Share of the training labels replaced by random ones.
     pub label_noise: f64,
     /// Start from fresh weights drawn by the seed, not from those of the file.
@@ -107,7 +111,8 @@ impl Default for Recipe {
             augment: "none".into(),
             valid: 0.1,
             train_samples: None,
-            metric: Metric::default(),
+            metric: None,
+            weights: None,
             label_noise: 0.0,
             fresh: false,
             seed: 0,
@@ -138,6 +143,33 @@ impl Recipe {
     pub fn ends(&self) -> Ends<'_> {
         let own = self.loss != CROSS_ENTROPY;
         Ends { logits: self.output.as_deref(), loss: own.then_some(self.loss.as_str()) }
+    }
+
+    /// What the best epoch is chosen by.
+    pub fn metric(&self) -> Metric {
+        let usual = if self.ends().loss.is_some() { Metric::Loss } else { Metric::default() };
+        self.metric.unwrap_or(usual)
+    }
+
+    /// Makes every path absolute, so that the recipe means the same from any folder.
+    ///
+    /// # Errors
+    /// When the current folder is not known.
+    pub fn make_paths_absolute(&mut self) -> Result<()> {
+        let absolute = |path: &Path| -> Result<PathBuf> {
+            if path.as_os_str().is_empty() { Ok(PathBuf::new()) } else { std::path::absolute(path).file(path) }
+        };
+        self.model = absolute(&self.model)?;
+        if let Some((format, path)) = self.data.split_once(':').filter(|(_, path)| !path.is_empty()) {
+            self.data = format!("{format}:{}", absolute(path.as_ref())?.display());
+        }
+        if let Some(weights) = &mut self.weights {
+            *weights = absolute(weights)?;
+        }
+        if let Some(text) = &mut self.text {
+            text.tokenizer = absolute(&text.tokenizer)?;
+        }
+        Ok(())
     }
 
     /// Reads a recipe; see [`Recipe::from_table`].
