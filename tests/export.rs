@@ -321,7 +321,7 @@ fn verify_sees_a_changed_weight() {
 fn fresh_weights_keep_the_mode_and_give_finite_logits() {
     for model in models() {
         let graph = &model.graph;
-        let values = fresh(&graph, 3);
+        let values = fresh(graph, 3);
         let proto = with_values(&model, &values).expect("exports");
         let training = |p: &ModelProto| {
             p.graph.node.iter().flat_map(|n| &n.attribute).filter(|a| a.name == "training_mode" && a.i == 1).count()

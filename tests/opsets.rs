@@ -424,7 +424,7 @@ fn weights_of_four_bits_stay_fixed() {
     assert!(shown.contains("at most 0.0e0"), "{shown}");
     let trained = std::fs::read(folder.path().join("run/model.onnx")).expect("reads");
     let trained = ModelProto::parse_from_bytes(&trained).expect("decodes");
-    assert!(trained.graph.initializer.iter().any(|t| *t == kernel));
+    assert!(trained.graph.initializer.contains(&kernel));
     let x = wave(&[2, 3, 6, 6]);
     assert_eq!(compare(&trained, &[x]), [Outcome::Right, Outcome::Right]);
     // Read by anything else they would be other numbers.
