@@ -228,7 +228,7 @@ CASES = {
     "standardised": (Standardised, ("script", "train")),
     "numbers": (Numbers, ("script", "train")),
     "branches": (Branches, ("script", "train")),
-    "average": (Average, ("train",)),
+    "average": (Average, ("script",)),
     "fixed": (Fixed, ("train",)),
     "placeholders": (Placeholders, ("script", "dynamo", "train")),
     "masks": (Masks, ("train",)),
