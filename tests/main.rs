@@ -22,6 +22,7 @@ mod methods;
 mod models;
 mod opsets;
 mod optimized;
+mod outputs;
 mod placement;
 mod replay;
 mod report;

@@ -30,7 +30,7 @@ pub fn gradients_of(
     let batch = shapes.values().next().expect("an input")[0];
     let sizes = Sizes { batch, shapes, ..Sizes::default() };
     let engine = engine();
-    let request = Request { mode, objective: Objective::CrossEntropy, params: true, inputs: false, kernels };
+    let request = Request { mode, objective: Objective::CrossEntropy(None), params: true, inputs: false, kernels };
     let g = gradient(&graph, &sizes, &request, &engine).expect("differentiates");
     let mut session = engine.compile_whole(&g.graph).expect("compiles");
     let inputs: Vec<(&str, &Tensor)> = session

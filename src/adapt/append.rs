@@ -10,7 +10,7 @@ use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
 use protobuf::{EnumOrUnknown, MessageField};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Names of the input that tells tokens (1) from padding (0).
 pub const MASK_NAMES: [&str; 2] = ["attention_mask", "input_mask"];
@@ -99,16 +99,21 @@ fn find_embedding(model: &Model, traced: &Graph, name: Option<&str>, batch: usiz
             _ => None,
         }
     };
+    let left_out = |o: &&ValueInfoProto| model.left_out.iter().any(|l| l.name == o.name);
     let outputs = &model.proto.graph.output;
-    let wanted = outputs.iter().enumerate().zip(&traced.outputs).filter(|((_, o), _)| name.is_none_or(|n| o.name == n));
-    let mut found: Vec<(usize, Source)> = wanted.filter_map(|((i, _), v)| Some((i, source(*v)?))).collect();
+    let values: HashMap<&str, ValueId> =
+        model.graph.outputs.iter().zip(&traced.outputs).map(|(v, t)| (model.graph[*v].name.as_str(), *t)).collect();
+    let value = |o: &ValueInfoProto| values.get(o.name.as_str()).copied();
+    let tensors = outputs.iter().enumerate().filter(|(_, o)| !left_out(o));
+    let wanted = tensors.filter(|(_, o)| name.is_none_or(|n| o.name == n));
+    let mut found: Vec<(usize, Source)> = wanted.filter_map(|(i, o)| Some((i, source(value(o)?)?))).collect();
     found.sort_by_key(|(_, source)| matches!(source, Source::Tokens { .. }));
     found.into_iter().next().ok_or_else(|| {
-        let shown = |(o, v): (&ValueInfoProto, &ValueId)| match traced.ty(*v) {
-            Ok(ty) => format!("{} {ty}", o.name),
-            Err(_) => o.name.clone(),
+        let shown = |o: &ValueInfoProto| match value(o).map(|v| traced.ty(v)) {
+            Some(Ok(ty)) => format!("{} {ty}", o.name),
+            _ => o.name.clone(),
         };
-        let all: Vec<String> = outputs.iter().zip(&traced.outputs).map(shown).collect();
+        let all: Vec<String> = outputs.iter().map(shown).collect();
         let cause = match name {
             Some(n) if outputs.iter().all(|o| o.name != n) => format!("the model has no output `{n}`"),
             Some(n) => format!("a head cannot be appended to output `{n}`"),

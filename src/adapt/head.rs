@@ -5,7 +5,8 @@ use crate::ir::{Attr, DType, Graph, Node, Source, Tensor, ValueId};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Replaces the parameters of the last linear layer so that it gives `classes` logits; true if they had to change.
+/// Replaces the parameters of the last linear layer before the first output, or before the value `output`, so that it gives `classes`
+/// logits; true if they had to change.
 ///
 /// The new weight is uniform in ±1/√fan_in, its bias zero, both drawn with `seed`. The graph must not be concretized yet.
 ///
@@ -17,8 +18,8 @@ pub fn replace_head(graph: &mut Graph, output: Option<&str>, classes: usize, see
             .hint("a head is a last Gemm, MatMul (+ Add) or 1x1 Conv with its own weight; export the model with the wanted classes")
     };
     let producers = graph.producers();
-    let wanted = |v: &&ValueId| output.is_none_or(|n| graph[**v].name == n);
-    let mut v = *graph.outputs.iter().find(wanted).ok_or_else(|| cannot("there is no such output"))?;
+    let found = output.map_or_else(|| graph.outputs.first().copied(), |name| graph.find(name));
+    let mut v = found.ok_or_else(|| cannot("there is no such output"))?;
     let mut bias = None;
     let (weight, axis, fan_axis) = loop {
         let node = producers.get(&v).map(|i| &graph.nodes[*i]).ok_or_else(|| cannot("no linear layer was found"))?;

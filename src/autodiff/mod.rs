@@ -88,7 +88,11 @@ pub fn differentiate_keeping(
         if !node.outputs.iter().any(reached) {
             continue;
         }
-        let entry = table::find(&node).map_err(|e| node.blame(e))?;
+        let entry = match table::find(&node) {
+            // The node makes what the gradient is with respect to, and nothing before it needs one.
+            Err(_) | Ok(Entry::Refused(_)) if !node.inputs.iter().flatten().any(|v| needed.contains(v)) => continue,
+            entry => entry.map_err(|e| node.blame(e))?,
+        };
         let rule = match entry {
             Entry::Rule(rule) => rule,
             Entry::NoGradient(_) => continue,

@@ -23,6 +23,9 @@ pub struct Args {
     /// Steps timed, after two that are not
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// The output, or a value inside, that holds the logits or probabilities [default: found among the outputs]
+    #[arg(long, value_name = "NAME")]
+    logits: Option<String>,
     #[command(flatten)]
     step: StepArgs,
     /// Size of a named dimension, as NAME=SIZE
@@ -45,11 +48,12 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
     let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
-    let prepared = prepare(&model.graph, &sizes, Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
+    let ends = Ends { logits: args.logits.as_deref(), loss: None };
+    let prepared = prepare(&model.graph, &sizes, ends, &engine).map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let mut program = Program::new(&engine, &stages, &options)?;
     program.add_batch_sizes(&stages, args.batch, |n| {
-        build(&prepare(&model.graph, &sizes.with_batch(n), Ends::default(), &engine)?, &options)
+        build(&prepare(&model.graph, &sizes.with_batch(n), ends, &engine)?, &options)
     })?;
     let inputs: Vec<Vec<u8>> = stages
         .inputs

@@ -18,6 +18,9 @@ pub struct Args {
     /// Samples in a batch
     #[arg(long, value_parser = at_least_one)]
     batch: usize,
+    /// The output, or a value inside, that holds the logits or probabilities [default: found among the outputs]
+    #[arg(long, value_name = "NAME")]
+    logits: Option<String>,
     #[command(flatten)]
     step: StepArgs,
     /// Folder for grad.onnx, perturb.onnx, update.onnx, eval.onnx, what else a step of these options runs, and layout.json
@@ -35,8 +38,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut options = StepOptions { kernels: Kernels::Plain, ..StepOptions::default() };
     args.step.apply(&mut options)?;
     let model = import(&args.model)?;
-    let prepared = prepare(&model.graph, &Sizes::batch(args.batch), Ends::default(), &engine)
-        .map_err(|e| e.in_file(&args.model))?;
+    let prepared =
+        prepare(&model.graph, &Sizes::batch(args.batch), Ends { logits: args.logits.as_deref(), loss: None }, &engine)
+            .map_err(|e| e.in_file(&args.model))?;
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

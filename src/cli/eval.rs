@@ -20,6 +20,9 @@ pub struct Args {
     /// cross-entropy, or a scalar output of the model that is its own loss [default: that of the run, or cross-entropy]
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
+    /// The output, or a value inside, that holds the logits or probabilities [default: found among the outputs]
+    #[arg(long, value_name = "NAME")]
+    logits: Option<String>,
     #[command(flatten)]
     text: TextArgs,
     /// The part of the data; a table of text alone is the training part
@@ -45,6 +48,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut recipe = evaluation_recipe(&file, args.data.as_deref(), &args.text, args.batch_size)?;
     if let Some(loss) = &args.loss {
         recipe.loss.clone_from(loss);
+    }
+    if args.logits.is_some() {
+        recipe.output.clone_from(&args.logits);
     }
     let engine = global.engine()?;
     let model = import(&file).map_err(|e| match file.exists() {

@@ -6,8 +6,8 @@ use crate::data::{read_npz, write_npz};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
 use crate::onnx::import;
-use crate::step::Kernels;
 use crate::step::gradient::{Objective, Request, gradient, with_all_initializers};
+use crate::step::{Kernels, refuse_probabilities};
 use crate::trace::Sizes;
 use crate::wording::count;
 use std::collections::BTreeMap;
@@ -24,6 +24,9 @@ pub struct Args {
     /// cross-entropy, or the name of a scalar output
     #[arg(long, default_value = "cross-entropy")]
     loss: String,
+    /// The output, or a value inside, that holds the logits or probabilities [default: found among the outputs]
+    #[arg(long, value_name = "NAME")]
+    logits: Option<String>,
     /// What to differentiate with respect to
     #[arg(long, default_value = "params", value_parser = ["params", "inputs", "all"])]
     wrt: String,
@@ -62,7 +65,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let sizes = Sizes { batch, shapes, ..Sizes::default() };
     let mode = if args.mode == "train" { Mode::Train } else { Mode::Eval };
     let objective = match args.loss.as_str() {
-        "cross-entropy" => Objective::CrossEntropy,
+        "cross-entropy" => Objective::CrossEntropy(args.logits.clone()),
         name => Objective::Output(name.into()),
     };
     let (params, inputs) = (args.wrt != "inputs", args.wrt != "params");
@@ -72,7 +75,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let mut given: Vec<(String, Tensor)> = Vec::new();
     for v in &g.graph.inputs {
         let name = &g.graph[*v].name;
-        let key = if g.labels.as_ref() == Some(name) { "labels" } else { name };
+        let key = if g.classes.as_ref().is_some_and(|c| c.labels == *name) { "labels" } else { name };
         let array = array(key)?;
         let want = g.graph.ty(*v)?;
         let cast = match (array.dtype(), want.dtype) {
@@ -91,19 +94,23 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         }
         given.push((name.clone(), cast));
     }
-    if let Some(name) = &g.labels {
-        let classes = g.graph.find("logits").and_then(|v| g.graph.ty(v).ok()).and_then(|t| t.shape.get(1).copied());
-        let labels = given.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_i64()).unwrap_or_default();
-        let wrong = labels.iter().find(|l| **l < 0 || classes.is_some_and(|c| **l >= c as i64));
-        if let (Some(l), Some(c)) = (wrong, classes) {
-            return Err(Error::new(format!("label {l} is not in 0..{c}"))
+    if let Some(of) = &g.classes {
+        let classes = of.origin.classes;
+        let labels = given.iter().find(|(n, _)| *n == of.labels).and_then(|(_, t)| t.to_i64()).unwrap_or_default();
+        if let Some(l) = labels.iter().find(|l| **l < 0 || **l >= classes as i64) {
+            return Err(Error::new(format!("label {l} is not in 0..{classes}"))
                 .in_file(&args.inputs)
-                .hint(format!("the model has {}, counted from 0", count(c, "class"))));
+                .hint(format!("the model has {}, counted from 0", count(classes, "class"))));
         }
+        of.origin.note().iter().for_each(|n| global.note(n));
     }
     let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let values = session.run(&given)?;
     let mut by_name: BTreeMap<String, Tensor> = session.outputs().iter().cloned().zip(values).collect();
+    if let Some(of) = &g.classes {
+        let scores = by_name.remove(&of.output).map(|t| t.to_f32()).unwrap_or_default();
+        refuse_probabilities(&of.origin, &scores, of.origin.classes).map_err(|e| e.in_file(&args.model))?;
+    }
     let mut out = BTreeMap::new();
     for (name, ty, output) in &g.of {
         let zero = || Tensor::full(ty.dtype, &ty.shape, 0.0);

@@ -27,8 +27,8 @@ pub struct Args {
     /// Size of a dimension that the file leaves open; may be given several times.
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
-    /// The output that holds the logits; the first float one by default.
-    #[arg(long)]
+    /// The output, or a value inside, that holds the logits or probabilities; found among the outputs by default.
+    #[arg(long, value_name = "NAME")]
     logits: Option<String>,
     /// Check only this many parameters, spread over the model.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -59,15 +59,10 @@ fn mode(text: &str) -> Result<Mode> {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let model = import(&args.model)?;
     let engine = global.engine()?;
-    let mut graph = model.graph.clone();
-    if let Some(name) = &args.logits {
-        let at = graph.outputs.iter().position(|v| graph[*v].name == *name);
-        let at = at.ok_or_else(|| Error::new(format!("the model has no output `{name}`")).in_file(&args.model))?;
-        // The first float output is taken for the logits.
-        graph.outputs.swap(0, at);
-    }
+    let graph = &model.graph;
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
-    let mut check = Check::new(&graph, &sizes, args.mode, args.seed, &engine).map_err(|e| e.in_file(&args.model))?;
+    let mut check = Check::new(graph, args.logits.as_deref(), &sizes, args.mode, args.seed, &engine)
+        .map_err(|e| e.in_file(&args.model))?;
     if let Some(n) = args.parameters {
         let every = check.parameters.len().div_ceil(n).max(1);
         check.parameters = check.parameters.into_iter().step_by(every).collect();

@@ -4,6 +4,7 @@ use super::page::{Cell, Page, Tone, bytes, cell, count, number, shape, shorten};
 use super::{Global, at_least_one, write_out};
 use crate::error::{Error, Result};
 use crate::onnx::import;
+use crate::step::Form;
 use crate::step::account::Account;
 use crate::step::cost::{Activation, Cost};
 use crate::step::placement::Fallback;
@@ -31,6 +32,9 @@ pub struct Args {
     /// Size of a dimension that the file leaves open; may be given several times.
     #[arg(long, value_name = "NAME=SIZE", value_parser = dimension)]
     dim: Vec<(String, usize)>,
+    /// The output, or a value inside, that holds the logits or probabilities; found among the outputs by default.
+    #[arg(long, value_name = "NAME")]
+    logits: Option<String>,
     /// Show one node's neighbourhood instead; the name of the node or of one of its outputs.
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
@@ -54,7 +58,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let sizes = Sizes { batch: args.batch, dims: args.dim.iter().cloned().collect(), ..Sizes::default() };
     let engine = global.engine();
     let run = engine.as_ref().map(|e| e as &dyn Evaluator).map_err(Clone::clone);
-    let inspection = Inspection::new(&model, &sizes, run);
+    let inspection = Inspection::new(&model, &sizes, args.logits.as_deref(), run);
     if let Some(name) = &args.node {
         let node = inspection.node(name)?;
         return print(global, &node, |page| neighbourhood(page, &node));
@@ -113,7 +117,24 @@ fn ports(page: &mut Page, r: &Report) {
         let through =
             if l.behind.is_empty() { String::new() } else { format!(", seen through {}", l.behind.join(", ")) };
         let of = if l.behind.is_empty() { l.output.clone() } else { format!("{} of {}", l.value, l.output) };
-        page.line(&format!("  logits  {of}: {}{through}", crate::wording::count(l.classes, "class")));
+        let form = match l.form {
+            Form::Scores | Form::Softmax => "",
+            Form::LogOdds => ", as the log-odds of class 1",
+            Form::LogOddsOfFirst => ", as the log-odds of class 0",
+            Form::Probabilities => ", by the logarithm of these probabilities",
+            Form::Probability => ", by the logarithm of this probability of class 1",
+        };
+        page.line(&format!("  logits  {of}: {}{through}{form}", crate::wording::count(l.classes, "class")));
+        if !l.others.is_empty() {
+            let text = format!("  not {} (--logits NAME chooses)", l.others.join(", "));
+            let text = page.paint(&text, Tone::Dim);
+            page.line(&format!("        {text}"));
+        }
+    }
+    if !r.left_out.is_empty() {
+        let text = format!("{} passed over in training, and kept in the file", r.left_out.join(", "));
+        let text = page.paint(&text, Tone::Dim);
+        page.line(&format!("  {text}"));
     }
 }
 

@@ -99,8 +99,9 @@ pub struct Args {
     /// cross-entropy, or a scalar output of the model that is its own loss [default: cross-entropy]
     #[arg(long, value_name = "NAME")]
     loss: Option<String>,
-    /// The output that holds the logits, or the embedding that --num-classes appends a head to
-    #[arg(long)]
+    /// The output, or a value inside, that holds the logits or probabilities, or the embedding that --num-classes appends a head to
+    /// [default: found among the outputs]
+    #[arg(long, value_name = "NAME")]
     logits: Option<String>,
     /// Seed of every random choice
     #[arg(long)]

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Declared, Dim, Node, Source, Tensor, ValueId};
-use crate::onnx::{Model, Weights, emit, import, inline_data};
+use crate::onnx::{Model, Weights, emit, import, inline_data, of_tensors};
 use crate::trace::{DEFAULT_DIM, encode};
 use onnx_protobuf::ModelProto;
 use rand::{RngExt, SeedableRng};
@@ -91,9 +91,9 @@ fn on_runtime(engine: &Engine, model: &Model, inputs: &[(String, Tensor)]) -> Re
         .map_err(|e| e.in_file(&model.path).hint("`bisam inspect` shows what stands in the model's way"))
 }
 
-/// The model with the data of its tensors, as one message.
+/// The model with the data of its tensors, as one message; without outputs that hold no numbers, which cannot be compared.
 fn whole(model: &Model) -> Result<ModelProto> {
-    let mut proto = model.proto.clone();
+    let mut proto = of_tensors(&model.proto).unwrap_or_else(|| model.proto.clone());
     inline_data(&mut proto, &model.path)?;
     Ok(proto)
 }

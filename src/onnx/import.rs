@@ -2,9 +2,10 @@
 
 use super::attrs::to_attr;
 use super::external::DataFiles;
+use super::outputs::{LeftOut, Part};
 use super::record::Record;
 use super::roles::{Role, RoleReason, Untied, assign};
-use super::tensor::narrow_type;
+use super::tensor::{narrow_type, strings};
 use super::{artifacts, changes, inline, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
@@ -38,6 +39,8 @@ pub struct Model {
     pub proto: ModelProto,
     /// The graph, not concretized yet, with what an exporter had merged told apart.
     pub graph: Graph,
+    /// Outputs of the file that hold no numbers, and so are none of the graph.
+    pub left_out: Vec<LeftOut>,
     /// For every float constant, whether it is trained, and why.
     pub roles: Vec<RoleReason>,
     /// The parameters and statistics that were merged into others.
@@ -69,14 +72,14 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
 /// # Errors
 /// As [`import`], but the file is not named.
 pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
-    let (mut graph, attributes) = to_graph(&proto, folder_of(path))
+    let Imported { mut graph, attributes, left_out } = to_graph(&proto, folder_of(path))
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
     set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
     let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
     fix_attributes(&mut graph, &mut roles, &attributes);
     graph.check()?;
-    Ok(Model { path: path.to_owned(), proto, graph, roles, untied })
+    Ok(Model { path: path.to_owned(), proto, graph, left_out, roles, untied })
 }
 
 /// Keeps constants that were attributes: a trained value of them would have no place in the file.
@@ -93,8 +96,16 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The graph of a message, and the constants of it that were attributes.
-fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> {
+/// The graph of a message.
+struct Imported {
+    graph: Graph,
+    /// Constants of it that were attributes.
+    attributes: Vec<ValueId>,
+    /// Outputs of the message that are none of the graph.
+    left_out: Vec<LeftOut>,
+}
+
+fn to_graph(proto: &ModelProto, folder: &Path) -> Result<Imported> {
     let Some(g) = proto.graph.as_ref().filter(|g| !g.node.is_empty() || !g.output.is_empty()) else {
         return Err(Error::new("the model has no graph").hint("this is not an exported ONNX model"));
     };
@@ -119,10 +130,12 @@ fn to_graph(proto: &ModelProto, folder: &Path) -> Result<(Graph, Vec<ValueId>)> 
         return Err(Error::new(format!("operator set {opset} is older than {MIN_OPSET}"))
             .hint("convert the file with onnx.version_converter, or export it again"));
     }
-    let nodes = inline::inline(proto, opset)?;
-    let attributes = fill(&mut graph, g, &nodes, None, &mut DataFiles::new(folder))?;
+    let mut nodes = inline::inline(proto, opset)?;
+    let part = Part::of(g, &nodes);
+    nodes.retain(|n| part.left_out.is_empty() || part.has(n));
+    let attributes = fill(&mut graph, g, &nodes, Some(&part), None, &mut DataFiles::new(folder))?;
     changes::settle(&mut graph);
-    Ok((graph, attributes))
+    Ok(Imported { graph, attributes, left_out: part.left_out })
 }
 
 /// Integers of 2 and 4 bits are read as such of 8: only an operator that makes floats of them does not see the difference.
@@ -144,19 +157,20 @@ fn uses_default_domain(nodes: &[NodeProto]) -> bool {
     nodes.iter().any(|n| domain(&n.domain).is_empty() || bodies(n).any(|a| uses_default_domain(&a.g.node)))
 }
 
-/// Fills a graph whose operator sets are known. A body of control flow reads the values `captured` of the graph around it. The result is
-/// the constants that were attributes.
+/// Fills a graph whose operator sets are known, with one part of it only where one is given. A body of control flow reads the values
+/// `captured` of the graph around it. The result is the constants that were attributes.
 fn fill(
     graph: &mut Graph,
     g: &GraphProto,
     nodes: &[NodeProto],
+    part: Option<&Part>,
     captured: Option<&[String]>,
     files: &mut DataFiles,
 ) -> Result<Vec<ValueId>> {
-    let mut values = constants(graph, g, files)?;
+    let mut values = constants(graph, g, part, files)?;
     for info in &g.input {
         // Before IR version 4 initializers were listed as inputs too.
-        if !values.contains_key(&info.name) {
+        if !values.contains_key(&info.name) && part.is_none_or(|p| p.needs(&info.name)) {
             let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause())).hint_from(&e);
             let declared = match captured {
                 None => declared(info).map_err(at)?,
@@ -181,8 +195,9 @@ fn fill(
     if g.output.is_empty() {
         crate::bail!("the model has no outputs");
     }
-    for info in &g.output {
-        let v = values.get(&info.name).ok_or_else(|| Error::new(format!("output `{}` is never made", info.name)))?;
+    let all = || g.output.iter().map(|o| o.name.clone()).collect();
+    for name in part.map_or_else(all, |p| p.outputs.clone()) {
+        let v = values.get(&name).ok_or_else(|| Error::new(format!("output `{name}` is never made")))?;
         graph.outputs.push(*v);
     }
     Ok(attributes)
@@ -194,7 +209,7 @@ fn bodies(node: &NodeProto) -> impl Iterator<Item = &AttributeProto> {
 }
 
 /// What the bodies of a node read of the graph around it, in the order of reading.
-fn captures(node: &NodeProto) -> Vec<String> {
+pub(super) fn captures(node: &NodeProto) -> Vec<String> {
     let mut names = Vec::new();
     for body in bodies(node) {
         let g = &body.g;
@@ -221,9 +236,14 @@ fn display_name(node: &NodeProto) -> &str {
     if node.name.is_empty() { node.output.first().map_or("", String::as_str) } else { &node.name }
 }
 
-fn constants(graph: &mut Graph, g: &GraphProto, files: &mut DataFiles) -> Result<HashMap<String, ValueId>> {
+fn constants(
+    graph: &mut Graph,
+    g: &GraphProto,
+    part: Option<&Part>,
+    files: &mut DataFiles,
+) -> Result<HashMap<String, ValueId>> {
     let mut values = HashMap::new();
-    for init in &g.initializer {
+    for init in g.initializer.iter().filter(|i| part.is_none_or(|p| p.needs(&i.name))) {
         let at = |e: Error| Error::new(format!("initializer `{}`: {}", init.name, e.cause())).hint_from(&e);
         let tensor = files.read(init).map_err(at)?;
         let v = graph.add_value(&init.name, None, Source::Constant(tensor));
@@ -268,6 +288,10 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Result<Declared> {
     let dtype = DType::from_onnx(t.elem_type)
         .or_else(|| narrow_type(t.elem_type).map(|(_, wide)| wide))
         .ok_or_else(|| Error::new(format!("tensors of type {} are not supported", DType::name_of(t.elem_type))))?;
+    if dtype == DType::Str {
+        return Err(Error::new("it takes strings, but what is trained works on numbers")
+            .hint("export the network without the text processing before it, and feed it numbers"));
+    }
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
         Some(dimension::Value::DimValue(n)) if (0..MAX_DIM).contains(n) => Ok(Dim::Fixed(*n as usize)),
         // Several old exporters wrote -1 for "any".
@@ -357,7 +381,7 @@ fn add_node(
         let mut body = Graph::default();
         body.name.clone_from(&attr.g.name);
         body.opsets.clone_from(&graph.opsets);
-        fill(&mut body, &attr.g, &attr.g.node, Some(&captured), files)?;
+        fill(&mut body, &attr.g, &attr.g.node, None, Some(&captured), files)?;
         let body = Body { graph: body, captured: captured.len() };
         attrs.insert(attr.name.clone(), Attr::Graph(Arc::new(body)));
     }
@@ -388,6 +412,9 @@ fn constant_value(node: &NodeProto, files: &mut DataFiles) -> Result<Tensor> {
     let [a] = node.attribute.as_slice() else { crate::bail!("a Constant has one attribute") };
     if a.name == "sparse_value" {
         return dense(&a.sparse_tensor, files);
+    }
+    if a.name.starts_with("value_string") {
+        return Err(strings());
     }
     match (a.name.as_str(), to_attr(a, files)?) {
         ("value", Attr::Tensor(t)) => Ok(t),

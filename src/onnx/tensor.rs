@@ -70,11 +70,22 @@ fn narrow(proto: &TensorProto) -> Result<Option<Tensor>> {
     Ok(Some(Tensor::from_f64(dtype, &shape, &values)))
 }
 
+/// Refuses a tensor of strings.
+pub(super) fn strings() -> Error {
+    Error::new(
+        "it holds strings, and what is computed from them reaches an output of numbers: only numbers can be trained",
+    )
+    .hint("export the network without the text processing before it, and feed it numbers")
+}
+
 /// Type and shape of a tensor, without its data.
 ///
 /// # Errors
 /// Negative or absurd dimensions, or a type this crate has no tensors of.
 pub(super) fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>)> {
+    if proto.data_type == DType::Str.onnx() {
+        return Err(strings());
+    }
     let dtype = DType::from_onnx(proto.data_type).filter(|d| *d != DType::Str).ok_or_else(|| {
         Error::new(format!("tensors of type {} are not supported", DType::name_of(proto.data_type)))
             .hint("supported are float16/32/64, bfloat16, the integers of 8 to 64 bits and bool")

@@ -133,8 +133,11 @@ impl Account {
     }
 }
 
-/// Why nothing in a graph is trained, naming the operator that reads most of what is stored.
+/// Why nothing in a graph is trained, naming the operator that reads most of what is stored, or holds it itself.
 pub fn nothing_to_train(graph: &Graph) -> Error {
+    if let Some(refused) = nothing_learnable(graph, &graph.outputs) {
+        return refused;
+    }
     let reached = graph.upstream(graph.outputs.iter().copied());
     let stored = graph.value_ids().filter(|v| reached.contains(v) && graph.tensor(*v).is_some());
     let largest = stored.max_by_key(|v| graph.tensor(*v).map_or(0, |t| t.len()));
@@ -156,6 +159,17 @@ pub fn nothing_to_train(graph: &Graph) -> Error {
         Some(node) => node.blame(error).hint(hint),
         None => error.hint(hint),
     }
+}
+
+/// Refuses a graph whose values `ends` come from an operator without a gradient that holds what it has learned itself.
+pub(super) fn nothing_learnable(graph: &Graph, ends: &[ValueId]) -> Option<Error> {
+    let before = graph.upstream(ends.iter().copied());
+    graph.nodes.iter().filter(|n| n.outputs.iter().flatten().any(|v| before.contains(v))).find_map(|node| {
+        let Ok(table::Entry::Refused(why)) = table::find(node) else { return None };
+        let error = Error::new(format!("{why}, and no parameter of the model reaches the logits otherwise"));
+        (node.domain == "ai.onnx.ml")
+            .then(|| node.blame(error).hint("train it with the library that made it; bisam trains networks"))
+    })
 }
 
 /// The node at which the last gradient on the way from the parameters to the logits ends.

@@ -8,9 +8,9 @@
 //! the window that suits it best. What then is further outside the range than the range is wide is held against it. A direction without any window that
 //! tells something is skipped. Accidents happen along one direction, but a wrong gradient is off along most: the median decides.
 
-use super::gradient::{Objective, Request, gradient};
+use super::gradient::{Classes, Objective, Request, gradient};
 use super::options::Kernels;
-use crate::adapt::{Mode, find_logits};
+use crate::adapt::Mode;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Source, Tensor, Type, ValueId};
 use crate::trace::{Evaluator, Sizes};
@@ -103,16 +103,23 @@ impl Check {
     ///
     /// # Errors
     /// As [`gradient`].
-    pub fn new(graph: &Graph, sizes: &Sizes, mode: Mode, seed: u64, run: &dyn Evaluator) -> Result<Self> {
-        let (objective, kernels) = (Objective::CrossEntropy, Kernels::Plain);
+    pub fn new(
+        graph: &Graph,
+        logits: Option<&str>,
+        sizes: &Sizes,
+        mode: Mode,
+        seed: u64,
+        run: &dyn Evaluator,
+    ) -> Result<Self> {
+        let (objective, kernels) = (Objective::CrossEntropy(logits.map(str::to_owned)), Kernels::Plain);
         let request = Request { mode, objective, params: true, inputs: false, kernels };
         let made = gradient(graph, sizes, &request, run)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut feeds = BTreeMap::new();
         let g = made.graph;
-        let Some(labels) = made.labels else { return Err(Error::new("the loss takes no labels")) };
-        let first = g.outputs.get(1).map(|v| g[*v].name.clone());
-        let logits = find_logits(&g, first.as_deref())?;
+        let Some(Classes { labels, logits, .. }) = made.classes else {
+            return Err(Error::new("the loss takes no labels"));
+        };
         let classes = g.ty(logits)?.shape[1];
         for v in &g.inputs {
             let name = g[*v].name.clone();

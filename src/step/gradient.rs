@@ -1,10 +1,11 @@
 //! One gradient of a model, for comparison with another framework or with finite differences.
 
+use super::logits::{Origin, logits};
 use super::loss;
 use super::names;
 use super::options::Kernels;
 use super::prepare::scalar_output;
-use crate::adapt::{KEY, KEYS, Mode, find_logits, set_mode};
+use crate::adapt::{KEY, KEYS, Mode, set_mode};
 use crate::autodiff::{differentiate, fuse, lower, lower_batch_norm, lower_uniform};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
@@ -14,11 +15,11 @@ use crate::trace::{Evaluator, Sizes, concretize};
 use std::collections::HashSet;
 
 /// What is differentiated.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Objective {
-    /// Mean cross-entropy of the logits, without smoothing, against an input `labels`, i64 `[N]`.
-    #[default]
-    CrossEntropy,
+    /// Mean cross-entropy of the logits, without smoothing, against an input `labels`, i64 `[N]`. They are found as
+    /// [`find_logits`](crate::adapt::find_logits) does, by the name of an output or value where there is one.
+    CrossEntropy(Option<String>),
     /// A graph output with one element.
     Output(String),
 }
@@ -26,12 +27,26 @@ pub enum Objective {
 /// A graph that computes a loss and its gradient.
 #[derive(Debug, Clone)]
 pub struct Gradient {
-    /// Outputs: the loss, the logits (the file's first float output), then each gradient that is not zero.
+    /// Outputs: the loss, `logits` (the file's first float output), then each gradient that is not zero, and with cross-entropy
+    /// the logits that it works on, last.
     pub graph: Graph,
-    /// Input that takes the labels, with cross-entropy.
-    pub labels: Option<String>,
+    /// With cross-entropy, the labels and logits.
+    pub classes: Option<Classes>,
     /// For every differentiated value its name, type and output of `graph`; no output where the gradient is zero.
     pub of: Vec<(String, Type, Option<String>)>,
+}
+
+/// What cross-entropy works on.
+#[derive(Debug, Clone)]
+pub struct Classes {
+    /// Input that takes the labels.
+    pub labels: String,
+    /// The logits [N, K].
+    pub logits: ValueId,
+    /// The output that gives them.
+    pub output: String,
+    /// Where they come from.
+    pub origin: Origin,
 }
 
 /// Input slots whose float constants choose what an operator does and are not differentiated.
@@ -87,6 +102,10 @@ pub struct Request {
 pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evaluator) -> Result<Gradient> {
     let mut graph = graph.clone();
     concretize(&mut graph, sizes, run)?;
+    let scores = match &request.objective {
+        Objective::CrossEntropy(name) => Some(logits(&mut graph, sizes.batch, name.as_deref(), run)?),
+        Objective::Output(_) => None,
+    };
     lower(&mut graph)?;
     set_mode(&mut graph, request.mode)?;
     fix_key(&mut graph);
@@ -104,21 +123,22 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
         (false, true) => data.collect(),
         _ => weights.collect(),
     };
-    let mut labels = None;
+    let mut classes = None;
     let loss = match &request.objective {
-        Objective::CrossEntropy => {
-            let logits = find_logits(&graph, None)?;
-            let [rows, classes] = [0, 1].map(|i| graph.ty(logits).map(|t| t.shape[i]));
-            let (rows, classes) = (rows?, classes?);
+        Objective::CrossEntropy(_) => {
+            let (logits, origin) = scores.ok_or_else(|| Error::new("no logits were looked for"))?;
+            let [rows, width] = [0, 1].map(|i| graph.ty(logits).map(|t| t.shape[i]));
+            let (rows, width) = (rows?, width?);
             let ty = Type::new(DType::I64, &[rows]);
             let declared = Declared { dtype: DType::I64, dims: None };
-            let v = graph.add_value(names::LABELS, Some(ty), Source::Input(declared));
-            graph.inputs.push(v);
-            labels = Some(graph[v].name.clone());
+            let labels = graph.add_value(names::LABELS, Some(ty), Source::Input(declared));
+            graph.inputs.push(labels);
             let mut b = Builder::new(&mut graph, "loss");
-            let logits = b.reshape(logits, &[rows, classes]);
-            let one_hot = loss::one_hot(&mut b, logits, v);
-            loss::cross_entropy(&mut b, logits, one_hot, 0.0)?
+            let matrix = b.reshape(logits, &[rows, width]);
+            let one_hot = loss::one_hot(&mut b, matrix, labels);
+            let loss = loss::cross_entropy(&mut b, matrix, one_hot, 0.0)?;
+            classes = Some((labels, matrix, origin));
+            loss
         }
         Objective::Output(name) => {
             let v = scalar_output(&graph, name)?;
@@ -137,10 +157,17 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
         let out = g.map(|g| output(&mut graph, &format!("grad/{name}"), g));
         of.push((name, ty, out));
     }
+    let classes = classes.map(|(labels, logits, origin)| {
+        // A copy: the logits may be an output under another name already.
+        let ty = graph[logits].ty.clone().unwrap_or(Type::new(DType::F32, &[]));
+        let copy = Builder::new(&mut graph, "class_scores").op("Identity", &[logits], Attrs::new(), ty);
+        let output = output(&mut graph, "class_scores", copy);
+        Classes { labels: graph[labels].name.clone(), logits, output, origin }
+    });
     lower_batch_norm(&mut graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
-    Ok(Gradient { graph, labels, of })
+    Ok(Gradient { graph, classes, of })
 }
 
 /// Random values of one gradient are always the same.

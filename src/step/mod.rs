@@ -8,6 +8,7 @@ pub mod cost;
 pub mod elementwise;
 pub mod flat;
 pub mod gradient;
+mod logits;
 pub mod loss;
 pub mod names;
 pub mod options;
@@ -19,6 +20,7 @@ pub mod report;
 pub mod stages;
 pub mod update;
 
+pub use logits::{Form, Origin, refuse_probabilities};
 pub use options::{Ascent, Base, Kernels, Preset, StepOptions};
 pub use precision::{Precision, round_factors};
 pub use prepare::{Ends, OwnLoss, Prepared, prepare};

@@ -1,6 +1,6 @@
 //! A model with what training needs to know about it.
 
-use crate::adapt::find_logits;
+use super::logits::{Origin, logits};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Graph, Type, ValueId};
 use crate::trace::{Evaluator, Sizes, concretize};
@@ -8,7 +8,7 @@ use crate::trace::{Evaluator, Sizes, concretize};
 /// The outputs that training works on, by name.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ends<'a> {
-    /// The logits; the first float output by default.
+    /// The logits, or what they are found behind: an output, or a value inside; found among the outputs by default.
     pub logits: Option<&'a str>,
     /// A loss that the model computes itself, one float, in the place of cross-entropy.
     pub loss: Option<&'a str>,
@@ -17,11 +17,13 @@ pub struct Ends<'a> {
 /// A concretized graph with what training needs to know about it.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// The graph, in the file's own mode.
+    /// The graph, in the file's own mode; the logits are its last output where they are none of the file's.
     pub graph: Graph,
     /// The logits, [N, K]. A model that is trained on its own loss may have none: what it puts out is taken for logits of classes
     /// where its loss takes classes, or the caller names them.
     pub logits: Option<ValueId>,
+    /// Where they come from.
+    pub origin: Option<Origin>,
     /// The model's own loss.
     pub loss: Option<OwnLoss>,
     /// Samples of a batch.
@@ -40,35 +42,35 @@ pub struct OwnLoss {
 /// Concretizes an adapted graph and finds its logits; beside a loss of the model's own they may be missing.
 ///
 /// # Errors
-/// As [`concretize`] and [`find_logits`]; or a loss that the model does not have.
+/// As [`concretize`] and [`find_logits`](crate::adapt::find_logits); or a loss that the model does not have.
 pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator) -> Result<Prepared> {
     let mut graph = graph.clone();
     concretize(&mut graph, sizes, run)?;
     let loss = ends.loss.map(|name| scalar_output(&graph, name)).transpose()?;
     let all = graph.outputs.clone();
     graph.outputs.retain(|v| Some(*v) != loss);
-    let found = find_logits(&graph, ends.logits);
-    let others = std::mem::replace(&mut graph.outputs, all);
-    let (loss, logits) = match loss {
+    let rest = graph.outputs.len();
+    let found = logits(&mut graph, sizes.batch, ends.logits, run);
+    let added = graph.outputs.split_off(rest);
+    let others = std::mem::replace(&mut graph.outputs, [all, added].concat());
+    let (loss, found) = match loss {
         None => (None, Some(found?)),
         Some(value) => {
-            let predictions = found.as_ref().map_or(others, |v| vec![*v]);
+            let predictions = found.as_ref().map_or(others, |(v, _)| vec![*v]);
             let own = OwnLoss { value, labels: label_input(&graph, value, predictions, sizes.batch) };
-            let logits = if ends.logits.is_some() { Some(found?) } else { class_logits(&graph, own, found.ok()) };
-            (Some(own), logits)
+            let found =
+                if ends.logits.is_some() { Some(found?) } else { found.ok().filter(|(_, o)| are_classes(own, o)) };
+            (Some(own), found)
         }
     };
-    let rows = logits.map(|v| graph.ty(v).map(|t| t.shape[0])).transpose()?.unwrap_or(sizes.batch);
-    if rows != sizes.batch {
-        return Err(Error::new(format!("the logits of a batch of {} have {rows} rows", sizes.batch))
-            .hint("export the model with a dynamic batch dimension"));
-    }
-    Ok(Prepared { graph, logits, loss, batch: sizes.batch })
+    let (logits, origin) = found.unzip();
+    Ok(Prepared { graph, logits, origin, loss, batch: sizes.batch })
 }
 
-/// `found`, where there is reason to take it for logits beside a loss of the model's own: that takes classes, and there are some.
-fn class_logits(graph: &Graph, own: OwnLoss, found: Option<ValueId>) -> Option<ValueId> {
-    found.filter(|v| own.labels.is_some() && graph.ty(*v).is_ok_and(|t| t.shape[1] > 1))
+/// Whether there is reason to take what was found for class scores beside a loss of the model's own: that takes classes, and there are
+/// some.
+fn are_classes(own: OwnLoss, found: &Origin) -> bool {
+    own.labels.is_some() && found.classes > 1 && !found.is_one_number()
 }
 
 /// The graph's output `name`, which has one float.
@@ -104,6 +106,11 @@ impl Prepared {
     /// A graph that is not concretized.
     pub fn classes(&self) -> Result<usize> {
         self.logits.map_or(Ok(0), |v| Ok(self.graph.ty(v)?.shape[1]))
+    }
+
+    /// What is worth saying about the logits.
+    pub fn note(&self) -> Option<String> {
+        self.origin.as_ref().and_then(Origin::note)
     }
 
     /// Name of the model's own input for labels, where its own loss has one.

@@ -3,8 +3,7 @@
 use super::account::{Account, nothing_to_train};
 use super::cost::{Cost, cost};
 use super::placement::{Fallback, for_cuda, off_cuda};
-use super::{Ends, Prepared, Preset, StepOptions, build, prepare};
-use crate::adapt::find_logits;
+use super::{Ends, Origin, Prepared, Preset, StepOptions, build, prepare};
 use crate::autodiff::{lower, table};
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Declared, Dim, Graph, Node, Source, Value, ValueId};
@@ -28,10 +27,12 @@ pub struct Report {
     pub opsets: BTreeMap<String, i64>,
     /// The inputs, with the dimensions that the file declares.
     pub inputs: Vec<Port>,
-    /// The outputs.
+    /// The outputs; after one that holds no numbers, the tensors that it is made of.
     pub outputs: Vec<Port>,
+    /// Outputs that hold no numbers: training passes them over.
+    pub left_out: Vec<String>,
     /// Where the losses read.
-    pub logits: Option<Logits>,
+    pub logits: Option<Origin>,
     /// Every parameter, running statistic and float constant.
     pub tensors: Vec<Tensor>,
     /// The sum of what is trained and what stays; missing where a step cannot be built.
@@ -61,19 +62,6 @@ pub struct Port {
     pub dims: Vec<String>,
     /// Shape at the batch size asked for.
     pub shape: Option<Vec<usize>>,
-}
-
-/// The logits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Logits {
-    /// The graph output they belong to.
-    pub output: String,
-    /// The value itself.
-    pub value: String,
-    /// Operators between the two that losses do without.
-    pub behind: Vec<String>,
-    /// Number of classes.
-    pub classes: usize,
 }
 
 /// A float tensor stored in the file.
@@ -183,14 +171,18 @@ pub struct Inspection<'a> {
 
 impl<'a> Inspection<'a> {
     /// Unties and concretizes the model; a failure becomes a problem of the report.
-    pub fn new(model: &'a Model, sizes: &Sizes, run: Result<&dyn Evaluator>) -> Self {
+    ///
+    /// The logits are looked for as [`prepare`] does, by the name `logits` where there is one.
+    pub fn new(model: &'a Model, sizes: &Sizes, logits: Option<&str>, run: Result<&dyn Evaluator>) -> Self {
         let graph = model.graph.clone();
         let nothing = || graph.params().is_empty().then(|| nothing_to_train(&graph));
         let nothing = nothing();
-        let (graph, prepared, failure) = match run.and_then(|run| prepare(&graph, sizes, Ends::default(), run)) {
-            Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
-            Err(e) => (graph, None, Some(e)),
-        };
+        let (mut graph, prepared, failure) =
+            match run.and_then(|run| prepare(&graph, sizes, Ends { logits, loss: None }, run)) {
+                Ok(prepared) => (prepared.graph.clone(), Some(prepared), None),
+                Err(e) => (graph, None, Some(e)),
+            };
+        graph.outputs.truncate(model.graph.outputs.len());
         let failure = failure.or(nothing);
         Self { model, graph, prepared, batch: sizes.batch, failure }
     }
@@ -214,8 +206,9 @@ impl<'a> Inspection<'a> {
             ir_version: proto.ir_version,
             opsets: proto.opset_import.iter().map(|o| (domain(&o.domain), o.version)).collect(),
             inputs: self.graph.inputs.iter().map(|v| self.port(*v)).collect(),
-            outputs: self.graph.outputs.iter().map(|v| self.port(*v)).collect(),
-            logits: self.logits(),
+            outputs: self.outputs(),
+            left_out: self.model.left_out.iter().map(|l| l.name.clone()).collect(),
+            logits: self.prepared.as_ref().and_then(|p| p.origin.clone()),
             tensors: self.tensors(stages.as_ref().map(|s| s.params.iter().map(|p| p.name.as_str()).collect())),
             account: stages.as_ref().map(|s| Account::new(self.model, &self.model.graph, s)),
             operators: self.operators(),
@@ -281,29 +274,25 @@ impl<'a> Inspection<'a> {
         }
     }
 
+    /// The outputs of the file; of those that hold no numbers the name, what they hold, and the tensors they are made of.
+    fn outputs(&self) -> Vec<Port> {
+        let mut values = self.graph.outputs.iter();
+        let mut ports = Vec::new();
+        for output in &self.model.proto.graph.output {
+            let Some(left) = self.model.left_out.iter().find(|l| l.name == output.name) else {
+                ports.extend(values.next().map(|v| self.port(*v)));
+                continue;
+            };
+            let dtype = left.kind.clone();
+            ports.push(Port { name: left.name.clone(), dtype, dims: Vec::new(), shape: None });
+            ports.extend(values.by_ref().take(left.instead.len()).map(|v| self.port(*v)));
+        }
+        ports
+    }
+
     fn declared_output(&self, name: &str) -> Option<Declared> {
         let info = self.model.proto.graph.output.iter().find(|o| o.name == name)?;
         crate::onnx::declared(info).ok()
-    }
-
-    fn logits(&self) -> Option<Logits> {
-        let logits = find_logits(&self.graph, None).ok()?;
-        let producers = self.graph.producers();
-        for output in &self.graph.outputs {
-            let (mut v, mut behind) = (*output, Vec::new());
-            while v != logits {
-                let Some(node) = producers.get(&v).map(|i| &self.graph.nodes[*i]) else { break };
-                behind.push(node.op.clone());
-                let Some(x) = node.input(0) else { break };
-                v = x;
-            }
-            if v == logits {
-                let classes = self.graph.ty(logits).ok()?.shape.get(1).copied()?;
-                let name = |v: ValueId| self.graph[v].name.clone();
-                return Some(Logits { output: name(*output), value: name(logits), behind, classes });
-            }
-        }
-        None
     }
 
     fn tensors(&self, reached: Option<HashSet<&str>>) -> Vec<Tensor> {

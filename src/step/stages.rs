@@ -1,6 +1,6 @@
 //! The stages that run the model: `grad`, `score`, `eval`.
 
-use super::account::where_gradients_end;
+use super::account::{nothing_learnable, where_gradients_end};
 use super::ascent::ascent_loss;
 use super::gradient::output;
 use super::options::{Ascent, Kernels, StepOptions};
@@ -238,6 +238,10 @@ fn finish(
         }
     }
     if params.is_empty() {
+        let ends: Vec<ValueId> = seeds.iter().map(|(v, _)| *v).collect();
+        if let Some(refused) = nothing_learnable(graph, &ends) {
+            return Err(refused);
+        }
         let end =
             where_gradients_end(graph).map_or(String::new(), |node| format!(": no gradient flows through {node}"));
         return Err(Error::new(format!("no parameter of the model reaches the logits{end}"))

@@ -8,7 +8,7 @@ use crate::engine::{Engine, Outputs, Session};
 use crate::error::Result;
 use crate::ir::{Graph, Tensor};
 use crate::step::stages::evaluation_stage;
-use crate::step::{Prepared, prepare};
+use crate::step::{Prepared, prepare, refuse_probabilities};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -48,6 +48,7 @@ pub fn evaluate_model(
     let Opened { prepared, loader, classes, sizes } = opened;
     // By number of samples.
     let mut stages = HashMap::from([(recipe.batch_size, Stage::new(engine, &prepared)?)]);
+    let mut unseen = prepared.origin.as_ref().filter(|_| prepared.loss.is_none());
     let measured = measure(&loader, classes.len(), |batch| {
         let n = batch.labels.len();
         let stage = match stages.entry(n) {
@@ -57,7 +58,12 @@ pub fn evaluate_model(
                 place.insert(Stage::new(engine, &prepared)?)
             }
         };
-        stage.run(batch)
+        let outputs = stage.run(batch)?;
+        if let Some(origin) = unseen.take() {
+            let rows = outputs.logits.get(..batch.len * origin.classes).unwrap_or_default();
+            refuse_probabilities(origin, rows, origin.classes)?;
+        }
+        Ok(outputs)
     })?;
     let Measured { loss, samples, confusion } = measured;
     Ok(Evaluation { loss, samples, confusion, classes })

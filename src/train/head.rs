@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::export::with_values;
 use crate::ir::Graph;
 use crate::onnx::{Model, from_proto};
+use crate::step::{Origin, prepare};
 use crate::trace::Sizes;
 use crate::wording::count;
 
@@ -25,7 +26,14 @@ pub(super) fn with_head(
     let Some(classes) = recipe.num_classes else { return Ok(model.graph.clone()) };
     if recipe.embedding.is_none() {
         let mut graph = model.graph.clone();
-        match replace_head(&mut graph, recipe.output.as_deref(), classes, recipe.seed) {
+        let found = at_length(recipe, sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine));
+        let origin = found.ok().and_then(|p| p.origin).filter(|o| graph.find(&o.value).is_some());
+        let kept = |o: &&Origin| !o.unproven() && (o.classes == classes || !o.has_a_layer_of_classes());
+        if let Some(origin) = origin.as_ref().filter(kept) {
+            return origin.of_classes(classes).map(|()| model.graph.clone());
+        }
+        let name = origin.as_ref().map(|o| o.value.as_str()).or(recipe.output.as_deref());
+        match replace_head(&mut graph, name, classes, recipe.seed) {
             Ok(changed) => {
                 if changed {
                     observer.note(&format!("the head was replaced by one of {}", count(classes, "class")));
@@ -37,6 +45,8 @@ pub(super) fn with_head(
             }
             // The model's own loss does not see another head.
             Err(e) if recipe.ends().loss.is_some() => return Err(e),
+            // Nor is there a use for a layer on top of probabilities.
+            Err(e) if origin.is_some_and(|o| !o.unproven()) => return Err(e),
             Err(_) => {}
         }
     }

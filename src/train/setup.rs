@@ -1,6 +1,7 @@
 //! From a recipe to everything that a run trains with.
 
 use super::data::{Data, at_length, class_names, open_training_data, remember_classes, sizes};
+use super::evaluate::bytes;
 use super::head::with_head;
 use super::recipe::Recipe;
 use super::run::Observer;
@@ -14,7 +15,7 @@ use crate::export::{export, fresh, with_values};
 use crate::ir::{Graph, Tensor};
 use crate::onnx::{Model, from_proto, import};
 use crate::step::account::{Account, nothing_to_train};
-use crate::step::{Stages, build, prepare};
+use crate::step::{Prepared, Stages, build, prepare, refuse_probabilities};
 use crate::trace::Sizes;
 use onnx_protobuf::ModelProto;
 use std::collections::BTreeMap;
@@ -53,6 +54,7 @@ impl Setup {
             text.remember_classes(&splits.classes);
         }
         recipe.step.seed = recipe.seed;
+        prepared.note().iter().for_each(|n| observer.note(n));
         let stages = build(&prepared, &recipe.step).map_err(|e| e.in_file(&model.path))?;
         check_metric(&recipe, &stages).map_err(|e| e.in_file(&model.path))?;
         let account = Account::new(&model, &graph, &stages);
@@ -65,7 +67,8 @@ impl Setup {
         let data = Data::load(splits, &recipe, &stages, observer).map_err(|e| e.in_file(spec.path()))?;
         recipe.normalization.clone_from(&data.normalization);
         recipe.step.data_size = data.train.samples();
-        let (program, evaluation) = compile(engine, &graph, &recipe, &sizes, &stages, &data)?;
+        let (program, mut evaluation) = compile(engine, &graph, &recipe, &sizes, &stages, &data)?;
+        check_first_batch(&prepared, &data, &program, &mut evaluation).map_err(|e| e.in_file(&model.path))?;
         Ok(Self { recipe, stages, classes, data, program, evaluation, model })
     }
 
@@ -109,6 +112,19 @@ fn check_metric(recipe: &Recipe, stages: &Stages) -> Result<()> {
     }
     let cause = format!("{} is about classes, and the model shows no logits beside its own loss", metric.title());
     Err(Error::new(cause).hint("choose --metric loss, or name the output that holds the logits with --logits NAME"))
+}
+
+/// Refuses logits that a batch of the data shows to be probabilities.
+fn check_first_batch(prepared: &Prepared, data: &Data, program: &Program, evaluation: &mut Evaluation) -> Result<()> {
+    let Some(origin) = prepared.origin.as_ref().filter(|o| o.unproven() && prepared.loss.is_none()) else {
+        return Ok(());
+    };
+    for batch in data.train.epoch(0, 0).take(1) {
+        let batch = batch?;
+        let outputs = program.evaluate(evaluation, &bytes(&batch), &batch.labels)?;
+        refuse_probabilities(origin, &outputs.logits, origin.classes)?;
+    }
+    Ok(())
 }
 
 /// The steps and evaluations of every batch size and length that will be met.
