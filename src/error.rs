@@ -1,7 +1,10 @@
 //! The one error type: what went wrong, where, and what to do about it.
 
+use std::cell::Cell;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// Result of every fallible function in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -103,6 +106,26 @@ impl<T> IoContext<T> for std::io::Result<T> {
     fn file(self, file: impl AsRef<Path>) -> Result<T> {
         self.map_err(|e| Error::new(e.to_string()).in_file(file))
     }
+}
+
+/// What `call` into another library returns; none where that panics, about which nothing is printed.
+pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(call));
+    QUIET.set(false);
+    result.ok()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::profile::{self, Destination, NodeTime};
 use super::value::{Value, check};
 use super::{Binding, cuda, ort_error};
 use crate::autodiff::DOMAIN;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_panic};
 use crate::ir::{DType, Graph, Tensor, Type, ValueId};
 use crate::onnx::{Weights, emit};
 use crate::step::placement::for_cuda;
@@ -22,10 +22,9 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 
 /// Where graphs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -428,24 +427,9 @@ impl Session {
 
 /// `ort` panics on a type with a dimension below −1, which ONNX Runtime infers for a window larger than its input.
 fn commit(builder: &mut ort::session::builder::SessionBuilder, model: &[u8]) -> Result<ort::session::Session> {
-    thread_local! {
-        static QUIET: Cell<bool> = const { Cell::new(false) };
-    }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                before(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(model)));
-    QUIET.set(false);
-    match result {
-        Ok(session) => session.map_err(ort_error),
-        Err(_) => Err(Error::new("ONNX Runtime infers an impossible shape for an output").hint(
+    match catch_panic(|| builder.commit_from_memory(model)) {
+        Some(session) => session.map_err(ort_error),
+        None => Err(Error::new("ONNX Runtime infers an impossible shape for an output").hint(
             "a window larger than its padded input is the usual reason; compare the input's size with the model's",
         )),
     }

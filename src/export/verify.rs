@@ -1,7 +1,7 @@
 //! tract against ONNX Runtime: two independent implementations must agree about an exported file.
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_panic};
 use crate::ir::{Attr, DType, Declared, Dim, Node, Source, Tensor, ValueId};
 use crate::onnx::{Model, Weights, emit, import, inline_data, of_tensors};
 use crate::trace::{DEFAULT_DIM, encode};
@@ -176,6 +176,11 @@ fn on_tract(model: &Model, mut proto: ModelProto, inputs: &[(String, Tensor)]) -
             "export the model in evaluation mode, or compare with another file on ONNX Runtime: --against MODEL2",
         ));
     }
+    if let Some(node) = model.graph.nodes.iter().find(|n| has_own_activations(n)) {
+        return Err(node
+            .blame(Error::new("tract computes it with the default activations, whatever the file says"))
+            .hint("compare with another file on ONNX Runtime: --against MODEL2"));
+    }
     // tract does not unify a symbolic dimension that is declared for a value inside with the number given for the inputs.
     proto.graph.mut_or_insert_default().value_info.clear();
     let bytes = encode(&proto)?;
@@ -192,9 +197,26 @@ fn on_tract(model: &Model, mut proto: ModelProto, inputs: &[(String, Tensor)]) -
         return Err(Error::new(format!("tract has no operator {}", missing.join(", ")))
             .hint("compare with another file on ONNX Runtime: --against MODEL2"));
     }
-    run_on_tract(loaded, inputs).map_err(failed).map_err(|e| {
+    let ran = catch_panic(|| run_on_tract(loaded, inputs)).ok_or_else(|| {
+        Error::new("tract panicked").hint("compare with another file on ONNX Runtime: --against MODEL2")
+    })?;
+    ran.map_err(failed).map_err(|e| {
         e.hint("tract may not support this form of the operator; compare with another file on ONNX Runtime: --against MODEL2")
     })
+}
+
+/// Whether a recurrent layer has other activations than the operator's defaults.
+fn has_own_activations(node: &Node) -> bool {
+    let defaults: &[&str] = match node.op.as_str() {
+        "RNN" => &["Tanh"],
+        "GRU" => &["Sigmoid", "Tanh"],
+        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
+        _ => return false,
+    };
+    match node.attrs.get("activations") {
+        Some(Attr::Strs(given)) => given.iter().zip(defaults.iter().cycle()).any(|(a, b)| !a.eq_ignore_ascii_case(b)),
+        _ => false,
+    }
 }
 
 fn run_on_tract(mut model: InferenceModel, inputs: &[(String, Tensor)]) -> TractResult<Vec<(Vec<usize>, Vec<f64>)>> {

@@ -33,6 +33,8 @@ pub(super) struct Merged<'a> {
     record: &'a Record,
     readers: &'a HashMap<ValueId, Vec<NodeId>>,
     producers: HashMap<ValueId, NodeId>,
+    /// Values that depend on the values of inputs.
+    data: HashSet<ValueId>,
     /// Whether the network was exported before training: some normalization has a gain of ones.
     fresh: bool,
 }
@@ -45,7 +47,13 @@ impl<'a> Merged<'a> {
         let source = |v: Option<ValueId>| v.map(|v| behind_identities(graph, &producers, v));
         let ones = |n: &crate::ir::Node| n.op.ends_with("Normalization") && source(n.input(1)).is_some_and(gain);
         let fresh = graph.nodes.iter().any(ones);
-        Self { graph, record, readers, producers, fresh }
+        let mut data: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+        for node in graph.nodes.iter().filter(|n| !n.is("Shape") && !n.is("Size")) {
+            if node.inputs.iter().flatten().any(|v| data.contains(v)) {
+                data.extend(node.outputs.iter().flatten());
+            }
+        }
+        Self { graph, record, readers, producers, data, fresh }
     }
 
     /// The places that read `v`, directly or through `Identity` nodes.
@@ -127,7 +135,7 @@ impl<'a> Merged<'a> {
         let first = node.outputs.iter().flatten().next();
         let module = first.and_then(|o| self.record.module(&self.graph[*o].name));
         let others = (0..node.inputs.len()).filter(|s| *s != site.slot).filter_map(|s| node.input(s));
-        let data = others.filter(|o| self.graph.tensor(*o).is_none()).collect();
+        let data = others.filter(|o| self.data.contains(o)).collect();
         Context {
             op: &node.op,
             slot: site.slot,
@@ -212,7 +220,7 @@ struct Context<'a> {
     slot: usize,
     module: Option<&'a str>,
     argument: Option<Argument>,
-    /// What else the node reads, but for stored tensors.
+    /// What else the node reads of what depends on inputs.
     data: Vec<ValueId>,
     before: Option<(ValueId, Vec<String>)>,
     after: Option<(ValueId, Vec<String>)>,

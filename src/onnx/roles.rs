@@ -508,7 +508,7 @@ impl<'a> Rules<'a> {
         if tensor.len() == 1 && (!of.named || self.is_number(of, node, slot)) {
             return (Role::Constant, "a single number");
         }
-        if is_mask(tensor) {
+        if is_mask(tensor) && !of.is_weight_name() {
             return (Role::Constant, "values of a mask");
         }
         if of.kind.is_none() && raw && self.scales_input(of, node, slot) {
