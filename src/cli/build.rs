@@ -40,6 +40,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     untie(&mut graph, &model);
     let prepared =
         prepare(&graph, &Sizes::batch(args.batch), Ends::default(), &engine).map_err(|e| e.in_file(&args.model))?;
+    prepared.notes.iter().for_each(|n| global.note(n));
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

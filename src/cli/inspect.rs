@@ -345,6 +345,7 @@ fn problems(page: &mut Page, r: &Report) {
         page.section("Training", "");
         let text = page.paint("✓ nothing stands in the way", Tone::Good);
         page.line(&format!("  {text}"));
+        r.notes.iter().for_each(|n| page.line(&format!("  note: {n}")));
         return;
     }
     page.section("What stands in the way of training", &r.problems.len().to_string());

@@ -32,6 +32,8 @@ pub struct Gradient {
     pub labels: Option<String>,
     /// For every differentiated value its name, type and output of `graph`; no output where the gradient is zero.
     pub of: Vec<(String, Type, Option<String>)>,
+    /// What there is to say about batches of this size.
+    pub notes: Vec<String>,
 }
 
 /// Input slots whose float constants choose what an operator does and are not differentiated.
@@ -83,7 +85,7 @@ pub struct Request {
 /// As [`concretize`] and [`differentiate`]; or an objective that the graph does not have.
 pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evaluator) -> Result<Gradient> {
     let mut graph = graph.clone();
-    concretize(&mut graph, sizes, run)?;
+    let notes = concretize(&mut graph, sizes, run)?;
     lower(&mut graph)?;
     set_mode(&mut graph, request.mode)?;
     if request.kernels == Kernels::Fused {
@@ -135,7 +137,7 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
     lower_batch_norm(&mut graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
-    Ok(Gradient { graph, labels, of })
+    Ok(Gradient { graph, labels, of, notes })
 }
 
 /// Makes `v` an output under a name like `name`; one that is not computed here, or an output already, is copied.

@@ -23,6 +23,8 @@ pub struct Prepared {
     pub logits: ValueId,
     /// The model's own loss.
     pub loss: Option<OwnLoss>,
+    /// What there is to say about batches of this size.
+    pub notes: Vec<String>,
 }
 
 /// A loss that the model computes itself.
@@ -40,7 +42,7 @@ pub struct OwnLoss {
 /// As [`concretize`] and [`find_logits`]; or a loss that the model does not have.
 pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator) -> Result<Prepared> {
     let mut graph = graph.clone();
-    concretize(&mut graph, sizes, run)?;
+    let notes = concretize(&mut graph, sizes, run)?;
     let loss = ends.loss.map(|name| scalar_output(&graph, name)).transpose()?;
     let all = graph.outputs.clone();
     graph.outputs.retain(|v| Some(*v) != loss);
@@ -52,7 +54,7 @@ pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator
         return Err(Error::new(format!("the logits of a batch of {} have {batch} rows", sizes.batch))
             .hint("export the model with a dynamic batch dimension"));
     }
-    Ok(Prepared { graph, logits, loss })
+    Ok(Prepared { graph, logits, loss, notes })
 }
 
 /// The graph's output `name`, which has one float.

@@ -262,9 +262,9 @@ impl Pass<'_> {
         let declared = node.inputs.len() - body.captured;
         let (mut current, captured) = (node.inputs[2..declared].to_vec(), node.inputs[declared..].to_vec());
         let mut collected: Vec<Vec<ValueId>> = vec![Vec::new(); scanned];
-        let yes = self.scalar(DType::Bool, 1.0);
+        let yes = self.filled(DType::Bool, body.counter_rank(1), 1.0);
         for round in 0..rounds {
-            let number = self.scalar(DType::I64, round as f64);
+            let number = self.filled(DType::I64, body.counter_rank(0), round as f64);
             let passed = [&[Some(number), Some(yes)], current.as_slice(), &captured].concat();
             let results = self.splice(&body, &passed, &format!("{}/{round}", node.name))?;
             current = results[1..=states].iter().copied().map(Some).collect();
@@ -424,7 +424,13 @@ impl Pass<'_> {
     }
 
     fn scalar(&mut self, dtype: DType, value: f64) -> ValueId {
-        self.graph.add_value("resolved/scalar", None, Source::Constant(Tensor::scalar(dtype, value)))
+        self.filled(dtype, 0, value)
+    }
+
+    /// One element in `rank` dimensions.
+    fn filled(&mut self, dtype: DType, rank: usize, value: f64) -> ValueId {
+        let tensor = Tensor::full(dtype, &vec![1; rank], value);
+        self.graph.add_value("resolved/scalar", None, Source::Constant(tensor))
     }
 }
 

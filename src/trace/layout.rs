@@ -1,6 +1,9 @@
 //! Where the samples of a batch lie in a value: found by comparing the value with those of smaller batches.
 
+use super::samples::normal;
 use crate::ir::{DType, Tensor};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 /// The place of the batch among the dimensions of a value.
 ///
@@ -91,6 +94,26 @@ impl Layout {
             }
         }
         Tensor::from_bytes(dtype, &shape, bytes).ok()
+    }
+
+    /// The values of the groups with every element multiplied by a number of its own, near 1, the same wherever a sample is.
+    pub fn vary(self, values: &[Tensor], groups: &Groups) -> Vec<Tensor> {
+        let size = groups.size();
+        let vary = |(value, group): (&Tensor, &Vec<usize>)| {
+            let (before, after) = self.split(&self.shape(value.shape(), size, size), size);
+            let mut elements = value.to_f64();
+            for p in 0..before {
+                for (place, sample) in group.iter().enumerate() {
+                    // Of samples that are in a group twice, each copy is the same.
+                    let seed = (p as u64) << 32 | *sample as u64;
+                    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                    let start = (p * size + place) * after;
+                    elements[start..start + after].iter_mut().for_each(|e| *e *= 1.0 + 0.1 * normal(&mut rng));
+                }
+            }
+            Tensor::from_f64(value.dtype(), value.shape(), &elements)
+        };
+        values.iter().zip(&groups.own).map(vary).collect()
     }
 
     /// The layouts that the shapes allow.

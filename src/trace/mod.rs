@@ -330,7 +330,8 @@ fn extrapolate(
 ) -> Result<BTreeMap<ValueId, Type>> {
     let [a, b] = TRACED;
     let mut types = BTreeMap::new();
-    for (v, lo) in low {
+    // The form in evaluation mode may have values of its own.
+    for (v, lo) in low.iter().filter(|(v, _)| graph.has(**v)) {
         let hi = high.get(v).filter(|hi| hi.shape.len() == lo.shape.len() && hi.dtype == lo.dtype);
         let dims = hi.and_then(|hi| {
             let line = |(x, y): (&usize, &usize)| {

@@ -6,7 +6,7 @@
 //! proposal suits may show only further on (a dimension of size 1 may be the batch or anything else): then the walk begins again with
 //! the next one.
 
-use super::layout::{Groups, Layout, close};
+use super::layout::{Groups, Layout};
 use super::rewrite::{Around, Nodes, candidates, keeps_order, noise};
 use super::samples::{Draw, Samples, evaluation_form, in_evaluation, is_random, mean, vary};
 use super::{Evaluator, LARGE, Sizes, concretize_at, encode, trace};
@@ -14,13 +14,19 @@ use crate::builder::attrs;
 use crate::error::{Error, Result};
 use crate::ir::{Attr, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
 use crate::onnx::{Weights, emit};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// How far a node's output may be from that of single samples, relative to the largest element.
 const NODE_TOLERANCE: f64 = 1e-4;
 
 /// How far the model's outputs may be, relative to how much they differ between samples.
 const TOLERANCE: f64 = 0.02;
+
+/// How much a value has to differ between samples, relative to its largest element, to tell them apart.
+const TELLING: f64 = 0.01;
+
+/// What rounding may do to an output, relative to its largest element.
+const ROUNDING: f64 = 1e-5;
 
 /// How often the walk may begin again.
 const ATTEMPTS: usize = 64;
@@ -56,7 +62,8 @@ pub(super) fn batched_inputs(graph: &Graph) -> HashSet<ValueId> {
 /// What an exporter has to be told for a file of any batch size.
 pub(super) fn export_hint(graph: &Graph, own: usize) -> String {
     let batched = batched_inputs(graph);
-    let names: Vec<String> = graph.inputs.iter().filter(|v| batched.contains(v)).map(|v| graph[*v].name.clone()).collect();
+    let names: Vec<String> =
+        graph.inputs.iter().filter(|v| batched.contains(v)).map(|v| graph[*v].name.clone()).collect();
     let dims = names.iter().map(|n| format!("\"{n}\": {{0: \"batch\"}}")).collect::<Vec<_>>().join(", ");
     format!(
         "export it with a batch dimension that is left open: torch.onnx.export(model, inputs, \"model.onnx\", \
@@ -83,24 +90,33 @@ pub(super) fn free(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Res
     };
     let proof = Proof::new(graph, &shapes, &batched, own, run).map_err(refused)?;
     let chance = graph.nodes.iter().any(is_random);
-    let places = if !chance && proof.holds(graph, run).is_ok() {
-        0
-    } else {
-        let mut base = graph.clone();
-        concretize_at(&mut base, &shapes, own, run)?;
-        let (rewritten, places) = rewrite(base, &batched, &proof, run).map_err(refused)?;
-        proof.holds(&rewritten, run).map_err(refused)?;
-        *graph = rewritten;
-        places
-    };
+    let (mut places, summed);
+    places = 0;
+    match proof.holds(graph, run) {
+        Ok(found) if !chance && found.tells => summed = found.summed,
+        _ => {
+            let mut base = graph.clone();
+            concretize_at(&mut base, &shapes, own, run)?;
+            let (rewritten, n, joins) = rewrite(base, &batched, &proof, run).map_err(refused)?;
+            let shown = proof.holds(&rewritten, run);
+            summed = shown.map_err(|e| refused(joins.map_or(e.clone(), |n| n.blame(e))))?.summed;
+            (*graph, places) = (rewritten, n);
+        }
+    }
     open(graph, &batched);
-    Ok((places > 0).then(|| {
-        let s = if places == 1 { "" } else { "s" };
-        format!(
-            "the file is made for batches of {own}; {places} place{s} in it that hold{} this were rewritten for training, the file itself keeps it",
-            if places == 1 { "s" } else { "" }
-        )
-    }))
+    let mut notes = Vec::new();
+    match places {
+        0 => {}
+        1 => notes.push(format!("a place that holds the file's batch size of {own} was rewritten")),
+        n => notes.push(format!("{n} places that hold the file's batch size of {own} were rewritten")),
+    }
+    if places > 0 {
+        notes.push("for training; the file itself keeps it".to_owned());
+    }
+    if !summed.is_empty() {
+        notes.push(format!("{} is a sum over the samples of a batch", summed.join(", ")));
+    }
+    Ok((!notes.is_empty()).then(|| notes.join(" ")))
 }
 
 /// Declares the batch of inputs as open.
@@ -156,94 +172,126 @@ impl Proof {
     }
 
     /// Shows that `graph` gives every sample the outputs that the file gives it.
-    fn holds(&self, graph: &Graph, run: &dyn Evaluator) -> Result<()> {
+    fn holds(&self, graph: &Graph, run: &dyn Evaluator) -> Result<Found> {
         let form = evaluation_form(graph);
         let (_, outputs) = trace(&form, &self.samples.batch(&self.groups.all), run)?;
-        let mut shown = false;
+        let (mut shown, mut found) = (false, Found { tells: true, summed: Vec::new() });
         for ((v, own), all) in graph.outputs.iter().zip(&self.outputs).zip(&outputs) {
+            let name = || format!("output `{}`", graph[*v].name);
             match self.output(own, all) {
-                Some(per_sample) => shown |= per_sample && all.dtype().is_float(),
-                None => {
-                    crate::bail!("output `{}` of a batch is not that of its samples", graph[*v].name);
+                Shown::PerSample(tells) => {
+                    shown |= all.dtype().is_float();
+                    found.tells &= tells;
                 }
+                Shown::Mean => {}
+                Shown::Sum => found.summed.push(name()),
+                Shown::Not => crate::bail!("{} of a batch is not that of its samples", name()),
             }
         }
-        if shown { Ok(()) } else { Err(Error::new("no output is shown to be the same for every sample")) }
+        if shown { Ok(found) } else { Err(Error::new("no output is shown to be the same for every sample")) }
     }
 
-    /// Whether an output of all samples is theirs, sample by sample; `false` where it is their mean or sum; none otherwise.
-    fn output(&self, own: &[Tensor], all: &Tensor) -> Option<bool> {
+    fn output(&self, own: &[Tensor], all: &Tensor) -> Shown {
         let spread = spread(own);
-        if spread.is_some_and(|s| Layout::find(own, all, &self.groups, s).is_some()) {
-            return Some(true);
+        let tolerance = (TOLERANCE * spread).clamp(ROUNDING, NODE_TOLERANCE);
+        if Layout::find(own, all, &self.groups, tolerance).is_some() {
+            return Shown::PerSample(spread > 10.0 * ROUNDING || !all.dtype().is_float());
         }
-        (reduction(own, all, &self.groups) || all.dtype() == DType::Bool).then_some(false)
+        reduction(own, all, &self.groups)
     }
 }
 
-/// The tolerance for an output, relative to its largest element: a share of how much it differs between groups. None where it does not.
-fn spread(values: &[Tensor]) -> Option<f64> {
-    let first = values.first()?;
-    if !first.dtype().is_float() {
-        return Some(0.0);
-    }
-    let all: Vec<Vec<f64>> = values.iter().map(Tensor::to_f64).collect();
+/// What is found about the outputs of a graph.
+struct Found {
+    /// Whether they differ enough between samples to tell one from another. An untrained network may hardly look at its input.
+    tells: bool,
+    /// The outputs that are sums over the samples.
+    summed: Vec<String>,
+}
+
+/// What an output of several samples is shown to be.
+enum Shown {
+    /// Theirs, sample by sample, and whether that tells something.
+    PerSample(bool),
+    /// The mean of theirs.
+    Mean,
+    /// The sum of theirs.
+    Sum,
+    /// Something else.
+    Not,
+}
+
+/// How much a value differs between groups, relative to its largest element.
+fn spread(values: &[Tensor]) -> f64 {
+    let all: Vec<Vec<f64>> = values.iter().filter(|t| t.dtype().is_float()).map(Tensor::to_f64).collect();
     let largest = all.iter().flatten().fold(0.0f64, |m, v| m.max(v.abs()));
-    let n = all[0].len();
-    // Of a single group, between neighbouring elements, samples among them.
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
-    let differ = match all.as_slice() {
-        [one] => {
-            let rows = first.shape().first().copied().unwrap_or(1).max(1);
-            let row = n / rows;
-            if rows < 2 { largest } else { apart(&one[..row], &one[row..2 * row]) }
+    let differ = match (all.as_slice(), values.first().and_then(|t| t.shape().first())) {
+        // Of a single group, between its first rows, which are those of samples.
+        ([one], Some(rows)) if *rows > 1 => {
+            let row = one.len() / rows;
+            apart(&one[..row], &one[row..2 * row])
         }
-        several => several.windows(2).fold(0.0f64, |m, w| m.max(apart(&w[0], &w[1]))),
+        ([_], _) => largest,
+        (several, _) => several.windows(2).fold(0.0f64, |m, w| m.max(apart(&w[0], &w[1]))),
     };
-    (differ > 1e-6 * largest && largest > 0.0).then(|| (TOLERANCE * differ / largest).min(1e-3))
+    if largest > 0.0 { differ / largest } else { 0.0 }
 }
 
 /// Whether a value of all samples is the mean or the sum of theirs.
-fn reduction(own: &[Tensor], all: &Tensor, groups: &Groups) -> bool {
-    let Some(first) = own.first().filter(|f| f.dtype().is_float() && f.shape() == all.shape()) else { return false };
+fn reduction(own: &[Tensor], all: &Tensor, groups: &Groups) -> Shown {
+    let Some(first) = own.first().filter(|f| f.dtype().is_float() && f.shape() == all.shape()) else {
+        return Shown::Not;
+    };
     if groups.size() != 1 {
-        return false;
+        return Shown::Not;
     }
     let mut sum = vec![0.0; first.len()];
     for t in own {
         sum.iter_mut().zip(t.to_f64()).for_each(|(s, v)| *s += v);
     }
+    let given = all.to_f64();
     let is = |scale: f64| {
-        let want: Vec<f64> = sum.iter().map(|s| s * scale).collect();
-        close(&Tensor::from_f64(DType::F64, all.shape(), &want), &Tensor::from_f64(DType::F64, all.shape(), &all.to_f64()), NODE_TOLERANCE)
+        let largest = sum.iter().fold(0.0f64, |m, s| m.max((s * scale).abs()));
+        sum.iter().zip(&given).all(|(s, g)| (s * scale - g).abs() <= NODE_TOLERANCE * largest)
     };
-    is(1.0 / own.len() as f64) || is(1.0)
+    match () {
+        () if is(1.0 / own.len() as f64) => Shown::Mean,
+        () if is(1.0) => Shown::Sum,
+        () => Shown::Not,
+    }
 }
 
-/// Rewrites `base`, concretized at its own batch size; with the number of nodes replaced.
-fn rewrite(base: Graph, batched: &HashSet<ValueId>, proof: &Proof, run: &dyn Evaluator) -> Result<(Graph, usize)> {
+/// Rewrites `base`, concretized at its own batch size; with the number of nodes replaced, and the first node that joins samples.
+fn rewrite(
+    base: Graph,
+    batched: &HashSet<ValueId>,
+    proof: &Proof,
+    run: &dyn Evaluator,
+) -> Result<(Graph, usize, Option<Node>)> {
     let mut graph = base.clone();
     vary(&mut graph);
     let declared = Declared { dtype: DType::I64, dims: None };
     let batch = graph.add_value("batch", None, Source::Input(declared));
     let nodes: Vec<Node> = base.nodes.iter().map(|n| in_evaluation(&base, n)).collect();
-    let mut chosen: BTreeMap<usize, usize> = BTreeMap::new();
+    // Sample numbers within the file's own batch are the same in another one only where every sample keeps its place.
+    let in_place = Groups { own: vec![(0..proof.groups.size()).collect()], all: vec![0] };
+    let others = (proof.groups.size() == 2).then_some(in_place);
     let mut first = None;
-    for _ in 0..ATTEMPTS {
-        let mut walk = Walk::new(&mut graph, &nodes, batched, proof, batch, run)?;
-        walk.chosen.clone_from(&chosen);
-        let end = walk.go();
-        let (options, replaced) = (std::mem::take(&mut walk.options), std::mem::take(&mut walk.replaced));
-        drop(walk);
-        let Err((error, reads)) = end else { return Ok(assemble(graph, &base, replaced, batch, batched)) };
-        let upstream = base.upstream(reads);
-        let concerned = |i: usize| nodes[i].outputs.iter().flatten().any(|v| upstream.contains(v));
-        let left = |i: usize, n: usize| chosen.get(&i).copied().unwrap_or(0) + 1 < n;
-        let next = options.iter().rev().find(|(i, n)| concerned(**i) && left(**i, **n)).map(|(i, _)| *i);
-        let error = first.get_or_insert(error);
-        let Some(i) = next else { return Err(error.clone()) };
-        *chosen.entry(i).or_insert(0) += 1;
-        chosen.retain(|k, _| *k <= i);
+    for groups in std::iter::once(proof.groups.clone()).chain(others) {
+        let mut walk = Walk::new(&mut graph, &nodes, batched, (&proof.samples, &groups), batch, run)?;
+        let mut start = 0;
+        for _ in 0..ATTEMPTS {
+            let Err((error, reads)) = walk.go(start) else {
+                let Walk { replaced, joins, .. } = walk;
+                return Ok((assemble(graph, &base, &replaced, batch, batched), replaced.len(), joins));
+            };
+            first.get_or_insert(error);
+            let upstream = base.upstream(reads);
+            let concerned = |i: usize| nodes[i].outputs.iter().flatten().any(|v| upstream.contains(v));
+            let Some(node) = walk.back(concerned) else { break };
+            start = node + 1;
+        }
     }
     Err(first.unwrap_or_else(|| Error::new("it cannot be rewritten")))
 }
@@ -252,16 +300,20 @@ fn rewrite(base: Graph, batched: &HashSet<ValueId>, proof: &Proof, run: &dyn Eva
 fn assemble(
     mut graph: Graph,
     base: &Graph,
-    replaced: BTreeMap<usize, Nodes>,
+    replaced: &BTreeMap<usize, Nodes>,
     batch: ValueId,
     batched: &HashSet<ValueId>,
-) -> (Graph, usize) {
-    let places = replaced.len();
+) -> Graph {
     for v in base.value_ids() {
         graph.set_source(v, base[v].source.clone());
     }
     graph.set_source(batch, Source::Node);
-    graph[batch].ty = None;
+    // They are those of the file's own batch.
+    for v in graph.value_ids().collect::<Vec<_>>() {
+        if matches!(graph[v].source, Source::Node | Source::Input(_)) {
+            graph[v].ty = None;
+        }
+    }
     let name = graph[batch].name.clone();
     let first = base.inputs.iter().copied().find(|v| batched.contains(v));
     let range = attrs([("start", Attr::Int(0)), ("end", Attr::Int(1))]);
@@ -277,7 +329,12 @@ fn assemble(
                     let mut new = new.clone();
                     if same && new.op == node.op {
                         new.outputs.clone_from(&node.outputs);
-                        new.attrs.extend(node.attrs.iter().filter(|(k, _)| *k == "training_mode").map(|(k, v)| (k.clone(), v.clone())));
+                        new.attrs.extend(
+                            node.attrs
+                                .iter()
+                                .filter(|(k, _)| *k == "training_mode")
+                                .map(|(k, v)| (k.clone(), v.clone())),
+                        );
                     }
                     graph.nodes.push(new);
                 }
@@ -285,10 +342,11 @@ fn assemble(
         }
     }
     graph.remove_dead_nodes();
-    (graph, places)
+    graph
 }
 
 /// What is known of a value that depends on the batch.
+#[derive(Clone)]
 enum Known {
     /// Where the batch is, and the value for each group.
     Batched(Layout, Vec<Tensor>),
@@ -306,10 +364,29 @@ struct Walk<'a> {
     shared: HashMap<ValueId, Tensor>,
     last_read: HashMap<ValueId, usize>,
     replaced: BTreeMap<usize, Nodes>,
-    /// Which of several suitable forms a node takes.
-    chosen: BTreeMap<usize, usize>,
-    /// How many there are.
-    options: BTreeMap<usize, usize>,
+    /// The first node whose output joins samples.
+    joins: Option<Node>,
+    /// Nodes of which several forms suit, in order.
+    choices: Vec<Choice>,
+}
+
+/// A form that a node may take, with where the batch then is in its outputs.
+struct Form {
+    /// As usual as [`Layout::rank`] says, then the axis of the batch.
+    rank: (usize, usize),
+    /// None for the node as it is.
+    nodes: Option<Nodes>,
+    layouts: Vec<Layout>,
+}
+
+/// A node of which several forms suit, and what was known before one was taken.
+struct Choice {
+    node: usize,
+    rest: VecDeque<Form>,
+    outputs: Vec<(ValueId, Vec<Tensor>)>,
+    known: HashMap<ValueId, Known>,
+    replaced: BTreeMap<usize, Nodes>,
+    joins: Option<Node>,
 }
 
 /// An error, and what the node that it is about reads.
@@ -320,7 +397,7 @@ impl<'a> Walk<'a> {
         graph: &'a mut Graph,
         nodes: &'a [Node],
         batched: &HashSet<ValueId>,
-        proof: &'a Proof,
+        (samples, groups): (&Samples, &'a Groups),
         batch: ValueId,
         run: &'a dyn Evaluator,
     ) -> Result<Self> {
@@ -329,11 +406,9 @@ impl<'a> Walk<'a> {
             last_read.extend(node.inputs.iter().flatten().map(|v| (*v, i)));
         }
         last_read.extend(graph.outputs.iter().map(|v| (*v, nodes.len())));
-        let (known, replaced, chosen, options) = Default::default();
-        let shared = HashMap::new();
-        let groups = &proof.groups;
-        let mut walk = Self { graph, nodes, groups, run, batch, known, shared, last_read, replaced, chosen, options };
-        let own: Vec<BTreeMap<ValueId, Tensor>> = groups.own.iter().map(|g| proof.samples.batch(g)).collect();
+        let (known, shared, replaced, joins, choices) = Default::default();
+        let mut walk = Self { graph, nodes, groups, run, batch, known, shared, last_read, replaced, joins, choices };
+        let own: Vec<BTreeMap<ValueId, Tensor>> = groups.own.iter().map(|g| samples.batch(g)).collect();
         for v in walk.graph.inputs.clone() {
             let values: Vec<Tensor> = own.iter().filter_map(|g| g.get(&v).cloned()).collect();
             if batched.contains(&v) && values.first().is_some_and(|t| !t.shape().is_empty()) {
@@ -432,11 +507,14 @@ impl<'a> Walk<'a> {
         self.run.evaluate_each(&model, &named)
     }
 
-    fn go(&mut self) -> Result<(), Failure> {
+    /// Takes the nodes from `start` on.
+    fn go(&mut self, start: usize) -> Result<(), Failure> {
         let mut part = Vec::new();
-        for i in 0..self.nodes.len() {
+        for i in start..self.nodes.len() {
             let node = &self.nodes[i];
-            let depends = |v: &ValueId| self.known.contains_key(v) || part.iter().any(|j: &usize| self.nodes[*j].outputs.contains(&Some(*v)));
+            let depends = |v: &ValueId| {
+                self.known.contains_key(v) || part.iter().any(|j: &usize| self.nodes[*j].outputs.contains(&Some(*v)))
+            };
             if is_random(node) {
                 self.together(&std::mem::take(&mut part))?;
                 self.draws(i);
@@ -449,6 +527,41 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Goes back to the last node of which another form suits and on which, says `concerned`, what failed depends; which one.
+    fn back(&mut self, concerned: impl Fn(usize) -> bool) -> Option<usize> {
+        while let Some(mut choice) = self.choices.pop() {
+            let Some(form) = choice.rest.pop_front().filter(|_| concerned(choice.node)) else { continue };
+            self.known.clone_from(&choice.known);
+            self.replaced.clone_from(&choice.replaced);
+            self.joins.clone_from(&choice.joins);
+            let node = choice.node;
+            self.take(node, form, choice.outputs.clone());
+            if !choice.rest.is_empty() {
+                self.choices.push(choice);
+            }
+            return Some(node);
+        }
+        None
+    }
+
+    /// Takes note of a value. One that hardly differs between samples would not tell them apart further on, so it is made to: a node is
+    /// right when it is for any input.
+    fn learn(&mut self, v: ValueId, layout: Layout, mut values: Vec<Tensor>) {
+        if values.first().is_some_and(|t| t.dtype().is_float()) && spread(&values) < TELLING {
+            values = layout.vary(&values, self.groups);
+        }
+        self.known.insert(v, Known::Batched(layout, values));
+    }
+
+    fn take(&mut self, node: usize, form: Form, outputs: Vec<(ValueId, Vec<Tensor>)>) {
+        for ((v, values), layout) in outputs.into_iter().zip(form.layouts) {
+            self.learn(v, layout, values);
+        }
+        if let Some(nodes) = form.nodes {
+            self.replaced.insert(node, nodes);
+        }
     }
 
     /// Outputs of nodes that something reads.
@@ -482,11 +595,14 @@ impl<'a> Walk<'a> {
         let values = self.evaluate(&nodes, &outputs, &self.of_groups(&nodes)).map_err(|e| (e, reads()))?;
         let own: HashMap<ValueId, Vec<Tensor>> =
             outputs.iter().enumerate().map(|(k, v)| (*v, values.iter().map(|g| g[k].clone()).collect())).collect();
-        let joined = nodes.iter().flat_map(|n| n.inputs.iter().flatten()).any(|v| matches!(self.known.get(v), Some(Known::Joined(..))));
+        let joined = nodes
+            .iter()
+            .flat_map(|n| n.inputs.iter().flatten())
+            .any(|v| matches!(self.known.get(v), Some(Known::Joined(..))));
         if !joined && let Some(layouts) = self.plain(&nodes, &outputs, &own) {
             for (v, values) in own {
                 if let Some(layout) = layouts.get(&v) {
-                    self.known.insert(v, Known::Batched(*layout, values));
+                    self.learn(v, *layout, values);
                 }
             }
             return Ok(());
@@ -498,7 +614,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The layouts of the outputs of nodes as they are, when all are usual ones.
-    fn plain(&self, nodes: &[Node], outputs: &[ValueId], own: &HashMap<ValueId, Vec<Tensor>>) -> Option<HashMap<ValueId, Layout>> {
+    fn plain(
+        &self,
+        nodes: &[Node],
+        outputs: &[ValueId],
+        own: &HashMap<ValueId, Vec<Tensor>>,
+    ) -> Option<HashMap<ValueId, Layout>> {
         let all = self.evaluate(nodes, outputs, &[self.of_all(nodes)]).ok()?.remove(0);
         let mut layouts = HashMap::new();
         for (v, all) in outputs.iter().zip(all) {
@@ -519,48 +640,38 @@ impl<'a> Walk<'a> {
             return self.join(&node, &outputs, own).map_err(|e| (e, reads));
         }
         let as_it_is = self.suits(std::slice::from_ref(&node), &outputs, own);
-        let settled = !keeps_order(&node) && as_it_is.as_ref().is_ok_and(|(rank, _)| *rank == 0);
-        let mut suitable: Vec<(usize, usize, Option<Nodes>, Vec<Layout>)> = Vec::new();
-        let axis = |layouts: &[Layout]| layouts.first().map_or(0, |l| l.axis);
-        if let Ok((rank, layouts)) = &as_it_is {
-            suitable.push((*rank, axis(layouts), None, layouts.clone()));
-        }
+        let settled = !keeps_order(&node) && as_it_is.as_ref().is_ok_and(|form| form.rank.0 == 0);
+        let (mut forms, failure) = match as_it_is {
+            Ok(form) => (vec![form], None),
+            Err(e) => (Vec::new(), Some(e)),
+        };
         if !settled {
             let layouts = self.layouts();
             let around = Around { layouts: &layouts, shared: &self.shared, own: self.groups.size(), batch: self.batch };
             for nodes in candidates(self.graph, &node, &around) {
-                if let Ok((rank, layouts)) = self.suits(&nodes, &outputs, own)
-                    && !suitable.iter().any(|s| s.3 == layouts)
+                if let Ok(form) = self.suits(&nodes, &outputs, own)
+                    && !forms.iter().any(|f| f.layouts == form.layouts)
                 {
-                    suitable.push((rank, axis(&layouts), Some(nodes), layouts));
+                    forms.push(Form { nodes: Some(nodes), ..form });
                 }
             }
         }
-        suitable.sort_by_key(|s| (s.0, s.1));
-        let choice = self.chosen.get(&i).copied().unwrap_or(0);
-        if suitable.len() > 1 {
-            self.options.insert(i, suitable.len());
-        }
-        if choice < suitable.len() {
-            let (_, _, nodes, layouts) = suitable.swap_remove(choice);
-            for (v, layout) in outputs.iter().zip(layouts) {
-                if let Some(values) = own.get(v) {
-                    self.known.insert(*v, Known::Batched(layout, values.clone()));
-                }
+        forms.sort_by_key(|f| f.rank);
+        let mut forms = VecDeque::from(forms);
+        let Some(form) = forms.pop_front() else {
+            if reduces(&node) && self.join(&node, &outputs, own).is_ok() {
+                return Ok(());
             }
-            if let Some(nodes) = nodes {
-                self.replaced.insert(i, nodes);
-            }
-            return Ok(());
-        }
-        if reduces(&node) && self.join(&node, &outputs, own).is_ok() {
-            return Ok(());
-        }
-        let error = match as_it_is {
-            Err(e) => e,
-            Ok(_) => Error::new("nothing that it may be replaced by suits what follows"),
+            let error = failure.unwrap_or_else(|| Error::new("it does not run at another size"));
+            return Err((node.blame(error), reads));
         };
-        Err((node.blame(error), reads))
+        let outputs: Vec<_> = outputs.into_iter().filter_map(|v| Some((v, own.get(&v)?.clone()))).collect();
+        if !forms.is_empty() {
+            let (known, replaced, joins) = (self.known.clone(), self.replaced.clone(), self.joins.clone());
+            self.choices.push(Choice { node: i, rest: forms, outputs: outputs.clone(), known, replaced, joins });
+        }
+        self.take(i, form, outputs);
+        Ok(())
     }
 
     /// The layouts known.
@@ -572,8 +683,8 @@ impl<'a> Walk<'a> {
         self.known.iter().filter_map(one).collect()
     }
 
-    /// How usual the layouts are, and which, that `nodes` give `outputs`, when they hold every sample's own.
-    fn suits(&self, nodes: &[Node], outputs: &[ValueId], own: &HashMap<ValueId, Vec<Tensor>>) -> Result<(usize, Vec<Layout>)> {
+    /// `nodes` as a form, when the `outputs` that they give hold every sample's own.
+    fn suits(&self, nodes: &[Node], outputs: &[ValueId], own: &HashMap<ValueId, Vec<Tensor>>) -> Result<Form> {
         let count = self.groups.all.len();
         let all = self.evaluate(nodes, outputs, &[self.of_all(nodes)]);
         let all = all.map_err(|e| Error::new(format!("at another size it does not run ({})", e.cause())))?.remove(0);
@@ -590,13 +701,14 @@ impl<'a> Walk<'a> {
             worst = worst.max(layout.rank(values.first().map(Tensor::shape).unwrap_or_default(), self.groups.size()));
             layouts.push(layout);
         }
-        Ok((worst, layouts))
+        Ok(Form { rank: (worst, layouts.first().map_or(0, |l| l.axis)), nodes: None, layouts })
     }
 
     /// Takes a node as it is whose outputs join the samples.
     fn join(&mut self, node: &Node, outputs: &[ValueId], own: &HashMap<ValueId, Vec<Tensor>>) -> Result<()> {
         let nodes = std::slice::from_ref(node);
         let all = self.evaluate(nodes, outputs, &[self.of_all(nodes)]).map_err(|e| node.blame(e))?.remove(0);
+        self.joins.get_or_insert_with(|| node.clone());
         for (v, all) in outputs.iter().zip(all) {
             self.known.insert(*v, Known::Joined(own.get(v).cloned().unwrap_or_default(), all));
         }
@@ -627,5 +739,6 @@ impl<'a> Walk<'a> {
 /// Operators that may make one value of all samples on purpose, a loss say.
 fn reduces(node: &Node) -> bool {
     node.domain.is_empty()
-        && (node.op.starts_with("Reduce") || ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"].contains(&node.op.as_str()))
+        && (node.op.starts_with("Reduce")
+            || ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"].contains(&node.op.as_str()))
 }

@@ -30,7 +30,7 @@ pub(super) fn candidates(graph: &mut Graph, node: &Node, around: &Around<'_>) ->
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => draft.reshapes(),
         "Expand" => draft.expands(),
         "Slice" => draft.without_whole_axes().into_iter().collect(),
-        "Gather" => draft.picks_every_sample().into_iter().collect(),
+        "Gather" => [draft.picks_every_sample(), draft.counted_on()].into_iter().flatten().collect(),
         "Split" => draft.scaled(1, |_| true).into_iter().collect(),
         "Resize" => draft.scaled(3, |i| i == 0).into_iter().collect(),
         "Tile" => draft.tiles().into_iter().collect(),
@@ -96,11 +96,17 @@ impl Draft<'_> {
     }
 
     fn ints(&mut self, values: &[i64]) -> ValueId {
-        self.graph.add_value("batch/ints", None, Source::Constant(Tensor::ints(values)))
+        self.constant(Tensor::ints(values))
+    }
+
+    fn constant(&mut self, tensor: Tensor) -> ValueId {
+        let name = format!("batch/{}", self.graph.value_count());
+        self.graph.add_value(&name, None, Source::Constant(tensor))
     }
 
     fn made(&mut self, nodes: &mut Nodes, op: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
-        let y = self.graph.add_value(&format!("batch/{op}"), None, Source::Node);
+        let name = format!("batch/{op}/{}", self.graph.value_count());
+        let y = self.graph.add_value(&name, None, Source::Node);
         let name = self.graph[y].name.clone();
         let (domain, inputs) = (String::new(), inputs.iter().copied().map(Some).collect());
         nodes.push(Node { name, domain, op: op.into(), inputs, outputs: vec![Some(y)], attrs });
@@ -227,6 +233,32 @@ impl Draft<'_> {
         (every && picked.shape().len() <= 1).then(|| vec![self.instead("Identity", &[x])])
     }
 
+    /// A Gather from all samples one after the other, by indices that count from each sample's first element.
+    fn counted_on(&mut self) -> Option<Nodes> {
+        let (data, at) = (self.layout(0)?, self.layout(1)?);
+        let (shape, indices) = (self.shape(self.node.input(0)), self.shape(self.node.input(1)));
+        let axis = match self.node.attrs.get("axis") {
+            Some(Attr::Int(a)) => a.rem_euclid(shape.len().max(1) as i64) as usize,
+            _ => 0,
+        };
+        let plain = !data.added && !at.added && data.outer == 1 && indices.get(at.axis) == Some(&1);
+        if self.around.own != 1 || data.axis != axis || !plain {
+            return None;
+        }
+        let mut nodes = Vec::new();
+        let numbers = self.numbers(&mut nodes, at.axis, indices.len());
+        let each = self.ints(&[shape[axis] as i64]);
+        let starts = self.made(&mut nodes, "Mul", &[numbers, each], Attrs::new());
+        let mut given = self.node.input(1)?;
+        if self.graph[given].ty.as_ref().is_some_and(|t| t.dtype != DType::I64) {
+            let to = attrs([("to", Attr::Int(i64::from(DType::I64.onnx())))]);
+            given = self.made(&mut nodes, "Cast", &[given], to);
+        }
+        let moved = self.made(&mut nodes, "Add", &[given, starts], Attrs::new());
+        nodes.push(self.with(&[(1, moved)]));
+        Some(nodes)
+    }
+
     /// The node with the entries of constant `slot` that `which` chooses following the batch.
     fn scaled(&mut self, slot: usize, which: impl Fn(usize) -> bool) -> Option<Nodes> {
         let values: Vec<usize> = self.ints_of(slot)?.into_iter().map(usize::try_from).collect::<Result<_, _>>().ok()?;
@@ -252,9 +284,7 @@ impl Draft<'_> {
 
     /// The sample numbers as indices along axis `axis` of `rank`.
     fn numbers(&mut self, nodes: &mut Nodes, axis: usize, rank: usize) -> ValueId {
-        let [zero, one] = [0.0, 1.0].map(|v| {
-            self.graph.add_value("batch/int", None, Source::Constant(Tensor::scalar(DType::I64, v)))
-        });
+        let [zero, one] = [0.0, 1.0].map(|v| self.constant(Tensor::scalar(DType::I64, v)));
         let (axes, batch) = (self.ints(&[0]), self.around.batch);
         let batch = self.made(nodes, "Squeeze", &[batch, axes], Attrs::new());
         let range = self.made(nodes, "Range", &[zero, batch, one], Attrs::new());
@@ -280,7 +310,9 @@ impl Draft<'_> {
         };
         let mut found = Vec::new();
         // Without a dimension that could be the batch's, the indices get one.
-        for (axis, rank) in if places.is_empty() { vec![(0, 2)] } else { axes.iter().map(|a| (*a, shape.len())).collect() } {
+        for (axis, rank) in
+            if places.is_empty() { vec![(0, 2)] } else { axes.iter().map(|a| (*a, shape.len())).collect() }
+        {
             let mut nodes = Vec::new();
             let numbers = self.numbers(&mut nodes, axis, rank);
             let mut unit = vec![0; *width];
@@ -348,7 +380,10 @@ impl Draft<'_> {
             let mut nodes = Vec::new();
             let mut changes: Vec<_> = alike.iter().map(|(s, v)| (*s, self.expanded(&mut nodes, *v, axis))).collect();
             for (slot, v) in numbers {
-                let counts = self.tensor(v).and_then(|t| t.to_i64()).is_some_and(|t| t.into_iter().eq(0..self.around.own as i64));
+                let counts = self
+                    .tensor(v)
+                    .and_then(|t| t.to_i64())
+                    .is_some_and(|t| t.into_iter().eq(0..self.around.own as i64));
                 if counts && self.graph[v].ty.as_ref().is_some_and(|t| t.dtype == DType::I64) {
                     let rank = self.shape(Some(v)).len();
                     changes.push((slot, self.numbers(&mut nodes, axis, rank)));

@@ -78,7 +78,7 @@ fn value(rng: &mut ChaCha8Rng, ty: &Type, rows: Option<usize>, draw: Draw) -> Te
     Tensor::from_f64(ty.dtype, &ty.shape, &values)
 }
 
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
+pub(super) fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let (u, v): (f64, f64) = (rng.random_range(f64::EPSILON..1.0), rng.random_range(0.0..1.0));
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
@@ -93,7 +93,8 @@ fn table_rows(graph: &Graph, input: ValueId) -> Option<usize> {
     let mut least: Option<usize> = None;
     for node in &graph.nodes {
         if node.is("Gather") && node.input(1).is_some_and(|v| passed.contains(&v)) {
-            let shape = node.input(0).and_then(|t| graph[t].ty.as_ref()).map(|t| t.shape.as_slice()).unwrap_or_default();
+            let shape =
+                node.input(0).and_then(|t| graph[t].ty.as_ref()).map(|t| t.shape.as_slice()).unwrap_or_default();
             let axis = match node.attrs.get("axis") {
                 Some(Attr::Int(a)) => a.rem_euclid(shape.len().max(1) as i64) as usize,
                 _ => 0,
@@ -201,11 +202,14 @@ fn without_chance(form: &mut Graph, node: &Node) {
     }
 }
 
-/// Moves parameters whose elements are all equal.
+/// Moves parameters whose elements are all equal; initial states of recurrent networks stay the same for every sample.
 pub(super) fn vary(graph: &mut Graph) {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let recurrent = graph.nodes.iter().filter(|n| ["RNN", "GRU", "LSTM"].iter().any(|op| n.is(op)));
+    let states: HashSet<ValueId> = recurrent.flat_map(|n| n.inputs.iter().skip(5).flatten()).copied().collect();
     for v in graph.params() {
-        let Some(tensor) = graph.param(v).filter(|t| t.dtype().is_float()) else { continue };
+        let movable = |t: &&Tensor| t.dtype().is_float() && t.len() > 1 && !states.contains(&v);
+        let Some(tensor) = graph.param(v).filter(movable) else { continue };
         if let Some(value) = tensor.uniform() {
             let moved: Vec<f64> = (0..tensor.len()).map(|_| value + 0.1 * normal(&mut rng)).collect();
             let moved = Tensor::from_f64(tensor.dtype(), tensor.shape(), &moved);

@@ -198,6 +198,7 @@ pub(crate) fn open_split(
     let ends = Ends { loss: None, ..recipe.ends() };
     let sizes = sizes(graph, &splits.train, recipe.batch_size);
     let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
+    prepared.notes.iter().for_each(|n| note(n));
     let inputs = input_specs(&prepared.inputs()?);
     let classes = prepared.graph.ty(prepared.logits)?.shape[1];
     let names = class_names(&splits, classes);
