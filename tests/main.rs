@@ -20,6 +20,7 @@ mod methods;
 mod models;
 mod optimized;
 mod placement;
+mod rebatch;
 mod replay;
 mod report;
 mod roundtrip;

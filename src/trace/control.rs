@@ -255,7 +255,7 @@ impl Pass<'_> {
         let rounds = if condition == 0.0 { 0 } else { rounds.max(0) as usize };
         let states = body.graph.inputs.len().saturating_sub(2 + body.captured);
         let scanned = body.graph.outputs.len().saturating_sub(1 + states);
-        if !goes_on(&body.graph) || (rounds == 0 && scanned > 0) {
+        if !self.goes_on(node, &body) || (rounds == 0 && scanned > 0) {
             return Ok(false);
         }
         fits(rounds, &body)?;
@@ -279,6 +279,28 @@ impl Pass<'_> {
         }
         self.outputs(node, results);
         Ok(true)
+    }
+
+    /// Whether the body of a loop hands its condition on, or always says yes.
+    fn goes_on(&self, node: &Node, body: &Body) -> bool {
+        let inner = &body.graph;
+        let (Some(mut v), Some(condition)) = (inner.outputs.first().copied(), inner.inputs.get(1).copied()) else {
+            return false;
+        };
+        while v != condition {
+            let place = inner.inputs.iter().position(|input| *input == v);
+            let around = place.and_then(|i| i.checked_sub(inner.inputs.len() - body.captured));
+            let outer = around.and_then(|i| node.input(node.inputs.len() - body.captured + i));
+            if let Some(t) = inner.constant(v).cloned().or_else(|| self.constant(outer?)) {
+                return t.uniform().is_some_and(|c| c != 0.0);
+            }
+            let copy = |n: &&Node| n.output(0) == Some(v) && (n.is("Identity") || n.is("Cast"));
+            match inner.nodes.iter().find(copy).and_then(|n| n.input(0)) {
+                Some(before) => v = before,
+                None => return false,
+            }
+        }
+        true
     }
 
     fn unroll_scan(&mut self, node: &Node) -> Result<bool> {
@@ -439,24 +461,6 @@ fn attr_int(node: &Node, name: &str, default: i64) -> i64 {
         Some(Attr::Int(v)) => *v,
         _ => default,
     }
-}
-
-/// Whether the body of a loop hands its condition on, or always says yes.
-fn goes_on(body: &Graph) -> bool {
-    let (Some(mut v), Some(condition)) = (body.outputs.first().copied(), body.inputs.get(1).copied()) else {
-        return false;
-    };
-    while v != condition {
-        if let Some(t) = body.constant(v) {
-            return t.uniform().is_some_and(|c| c != 0.0);
-        }
-        let copy = |n: &&Node| n.output(0) == Some(v) && (n.is("Identity") || n.is("Cast"));
-        match body.nodes.iter().find(copy).and_then(|n| n.input(0)) {
-            Some(before) => v = before,
-            None => return false,
-        }
-    }
-    true
 }
 
 fn fits(rounds: usize, body: &Body) -> Result<()> {

@@ -7,9 +7,11 @@
 mod control;
 mod fold;
 mod layout;
+mod proof;
 mod rebatch;
 mod rewrite;
 mod samples;
+mod walk;
 
 use crate::error::{Error, Result};
 use crate::ir::{DType, Declared, Dim, Graph, Source, Tensor, Type, ValueId};
@@ -156,7 +158,7 @@ fn small_batches(
     batched.retain(|v| targets.get(v).is_some_and(|s| s.first() == Some(&batch)));
     let random = samples::Samples::draw(graph, targets, &batched, TRACED[1], samples::Draw::Normal);
     // The two batches have samples in common, in other places.
-    let form = samples::evaluation_form(graph);
+    let form = samples::with_values(samples::evaluation_form(graph), &samples::varied(graph));
     let low = trace(&form, &random.batch(&[0, 1]), run);
     let high = low.as_ref().ok().map(|_| trace(&form, &random.batch(&[1, 0, 2]), run));
     if let (Ok((low, few)), Some(Ok((high, more)))) = (low, high)

@@ -38,6 +38,7 @@ pub(super) fn candidates(graph: &mut Graph, node: &Node, around: &Around<'_>) ->
         _ => Vec::new(),
     };
     found.extend(draft.operands());
+    found.extend(draft.repeated());
     found.extend(draft.shifted());
     found
 }
@@ -370,7 +371,7 @@ impl Draft<'_> {
         for axis in 0..rank {
             let holds = |(_, v): &&(usize, ValueId)| self.shape(Some(*v)).get(axis) == Some(&self.around.own);
             let of: Vec<(usize, ValueId)> = shared.iter().filter(holds).copied().collect();
-            let (alike, numbers): (Vec<_>, Vec<_>) = of.into_iter().partition(|(_, v)| self.alike(*v, axis));
+            let (alike, counted): (Vec<_>, Vec<_>) = of.into_iter().partition(|(_, v)| self.alike(*v, axis));
             if !alike.is_empty() && self.around.own > 1 {
                 let mut nodes = Vec::new();
                 let changes: Vec<_> = alike.iter().map(|(s, v)| (*s, self.one_sample(&mut nodes, *v, axis))).collect();
@@ -379,14 +380,13 @@ impl Draft<'_> {
             }
             let mut nodes = Vec::new();
             let mut changes: Vec<_> = alike.iter().map(|(s, v)| (*s, self.expanded(&mut nodes, *v, axis))).collect();
-            for (slot, v) in numbers {
-                let counts = self
-                    .tensor(v)
-                    .and_then(|t| t.to_i64())
-                    .is_some_and(|t| t.into_iter().eq(0..self.around.own as i64));
-                if counts && self.graph[v].ty.as_ref().is_some_and(|t| t.dtype == DType::I64) {
+            for (slot, v) in counted {
+                if let Some(step) = self.step(v, axis) {
                     let rank = self.shape(Some(v)).len();
-                    changes.push((slot, self.numbers(&mut nodes, axis, rank)));
+                    let (first, numbers) = (self.one_sample(&mut nodes, v, axis), self.numbers(&mut nodes, axis, rank));
+                    let step = self.ints(&[step]);
+                    let offsets = self.made(&mut nodes, "Mul", &[numbers, step], Attrs::new());
+                    changes.push((slot, self.made(&mut nodes, "Add", &[first, offsets], Attrs::new())));
                 }
             }
             if !changes.is_empty() {
@@ -395,6 +395,44 @@ impl Draft<'_> {
             }
         }
         found
+    }
+
+    /// Operands as large as the part of a sample in a dimension where other operands have one such part after the other.
+    fn repeated(&mut self) -> Vec<Nodes> {
+        let slots = || 0..self.node.inputs.len();
+        let merged = slots().filter_map(|s| Some((self.layout(s)?, self.shape(self.node.input(s)))));
+        let merged: Vec<(usize, usize)> = merged
+            .filter(|(l, shape)| !l.added && l.outer == 1 && shape.get(l.axis).is_some_and(|d| *d > self.around.own))
+            .map(|(l, shape)| (shape.len() - l.axis, shape[l.axis]))
+            .collect();
+        let shared: Vec<(usize, ValueId)> =
+            slots().filter(|s| self.layout(*s).is_none()).filter_map(|s| Some((s, self.node.input(s)?))).collect();
+        if self.around.own != 1 {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for (slot, v) in shared {
+            let shape = self.shape(Some(v));
+            for (from_end, size) in &merged {
+                let Some(axis) = shape.len().checked_sub(*from_end).filter(|a| shape[*a] == *size) else { continue };
+                let mut nodes = Vec::new();
+                let repeats = self.sized(&mut nodes, &vec![1; shape.len()], |i| i == axis);
+                let all = self.made(&mut nodes, "Tile", &[v, repeats], Attrs::new());
+                nodes.push(self.with(&[(slot, all)]));
+                found.push(nodes);
+            }
+        }
+        found
+    }
+
+    /// By how much each sample of `v` along `axis` exceeds the one before: indices that count the samples.
+    fn step(&self, v: ValueId, axis: usize) -> Option<i64> {
+        let tensor = self.tensor(v).filter(|t| t.dtype() == DType::I64)?;
+        let (after, own) = (tensor.shape()[axis + 1..].iter().product::<usize>(), self.around.own);
+        let values = tensor.to_i64()?;
+        let step = values.get(after)? - values.first()?;
+        let steady = |all: &[i64]| all.iter().zip(&all[after..]).all(|(a, b)| b - a == step);
+        values.chunks_exact(after * own).all(steady).then_some(step)
     }
 
     /// The node with axes counted one further, for inputs that have a first dimension for the batch alone.

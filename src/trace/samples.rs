@@ -144,8 +144,6 @@ pub(super) fn in_evaluation(graph: &Graph, node: &Node) -> Node {
 }
 
 /// The graph in evaluation mode, and with what it draws at random replaced by the mean.
-///
-/// Parameters all of whose elements are equal are moved a little: a scale of zero would hide everything behind it.
 pub(super) fn evaluation_form(graph: &Graph) -> Graph {
     let mut form = graph.clone();
     let nodes = std::mem::take(&mut form.nodes);
@@ -163,7 +161,6 @@ pub(super) fn evaluation_form(graph: &Graph) -> Graph {
         }
         form.nodes.push(eval);
     }
-    vary(&mut form);
     form
 }
 
@@ -202,18 +199,31 @@ fn without_chance(form: &mut Graph, node: &Node) {
     }
 }
 
-/// Moves parameters whose elements are all equal; initial states of recurrent networks stay the same for every sample.
-pub(super) fn vary(graph: &mut Graph) {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
+/// Operators between an initial state as the file holds it and the node that takes it.
+const LEADING: &[&str] = &["Identity", "Expand", "Slice", "Reshape", "Unsqueeze", "Transpose", "Tile"];
+
+/// Parameters all of whose elements are equal, moved a little: a scale of zero would hide everything behind it. Initial states of
+/// recurrent networks stay the same for every sample.
+pub(super) fn varied(graph: &Graph) -> BTreeMap<ValueId, Tensor> {
     let recurrent = graph.nodes.iter().filter(|n| ["RNN", "GRU", "LSTM"].iter().any(|op| n.is(op)));
-    let states: HashSet<ValueId> = recurrent.flat_map(|n| n.inputs.iter().skip(5).flatten()).copied().collect();
-    for v in graph.params() {
-        let movable = |t: &&Tensor| t.dtype().is_float() && t.len() > 1 && !states.contains(&v);
-        let Some(tensor) = graph.param(v).filter(movable) else { continue };
-        if let Some(value) = tensor.uniform() {
-            let moved: Vec<f64> = (0..tensor.len()).map(|_| value + 0.1 * normal(&mut rng)).collect();
-            let moved = Tensor::from_f64(tensor.dtype(), tensor.shape(), &moved);
-            graph.set_source(v, Source::Param(moved));
+    let mut states: HashSet<ValueId> = recurrent.flat_map(|n| n.inputs.iter().skip(5).flatten()).copied().collect();
+    for node in graph.nodes.iter().rev() {
+        if LEADING.iter().any(|op| node.is(op)) && node.output(0).is_some_and(|v| states.contains(&v)) {
+            states.extend(node.input(0));
         }
     }
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut vary = |v: ValueId| {
+        let tensor = graph.param(v).filter(|t| t.dtype().is_float() && t.len() > 1 && !states.contains(&v))?;
+        let value = tensor.uniform()?;
+        let moved: Vec<f64> = (0..tensor.len()).map(|_| value + 0.1 * normal(&mut rng)).collect();
+        Some((v, Tensor::from_f64(tensor.dtype(), tensor.shape(), &moved)))
+    };
+    graph.params().into_iter().filter_map(&mut vary).collect()
+}
+
+/// The graph with other values of parameters.
+pub(super) fn with_values(mut graph: Graph, values: &BTreeMap<ValueId, Tensor>) -> Graph {
+    values.iter().for_each(|(v, t)| graph.set_source(*v, Source::Param(t.clone())));
+    graph
 }
