@@ -61,6 +61,13 @@ impl Error {
         self
     }
 
+    /// Takes over node and file of `other`, where this error has none.
+    pub fn place_from(mut self, other: &Error) -> Self {
+        self.0.node = self.0.node.or_else(|| other.0.node.clone());
+        self.0.file = self.0.file.or_else(|| other.0.file.clone());
+        self
+    }
+
     /// The cause alone, without place and hint.
     pub fn cause(&self) -> &str {
         &self.0.cause

@@ -24,6 +24,7 @@ mod opsets;
 mod optimized;
 mod outputs;
 mod placement;
+mod rebatch;
 mod replay;
 mod report;
 mod roundtrip;

@@ -50,6 +50,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let sizes = Sizes { dims: args.dims.iter().cloned().collect(), ..Sizes::batch(args.batch) };
     let ends = Ends { logits: args.logits.as_deref(), loss: None };
     let prepared = prepare(&model.graph, &sizes, ends, &engine).map_err(|e| e.in_file(&args.model))?;
+    prepared.notes.iter().for_each(|n| global.note(n));
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let mut program = Program::new(&engine, &stages, &options)?;
     program.add_batch_sizes(&stages, args.batch, |n| {

@@ -41,6 +41,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let prepared =
         prepare(&model.graph, &Sizes::batch(args.batch), Ends { logits: args.logits.as_deref(), loss: None }, &engine)
             .map_err(|e| e.in_file(&args.model))?;
+    prepared.notes.iter().for_each(|n| global.note(n));
     let stages = build(&prepared, &options).map_err(|e| e.in_file(&args.model))?;
     let layout = Layout::new(stages.params.iter().map(|p| p.shape.as_slice()));
     let stats = Layout::new(stages.stats.iter().map(|s| s.slot.shape.as_slice()));

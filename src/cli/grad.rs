@@ -71,6 +71,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let (params, inputs) = (args.wrt != "inputs", args.wrt != "params");
     let request = Request { mode, objective, params, inputs, kernels: args.kernels };
     let g = gradient(&graph, &sizes, &request, &engine).map_err(|e| e.in_file(&args.model))?;
+    g.notes.iter().for_each(|n| global.note(n));
     let mut session = engine.compile_whole(&g.graph)?;
     let mut given: Vec<(String, Tensor)> = Vec::new();
     for v in &g.graph.inputs {

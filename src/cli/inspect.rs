@@ -383,6 +383,7 @@ fn problems(page: &mut Page, r: &Report) {
         };
         let text = page.paint(text, tone);
         page.line(&format!("  {text}"));
+        r.notes.iter().for_each(|n| page.line(&format!("  note: {n}")));
         return;
     }
     page.section("What stands in the way of training", &r.problems.len().to_string());

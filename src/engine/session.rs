@@ -196,6 +196,12 @@ impl Evaluator for Engine {
         let target = Target::Cpu { arena: false };
         Session::new(self.runtime, model, target, GraphOptimizationLevel::Disable, true, None)?.run(inputs)
     }
+
+    fn evaluate_each(&self, model: &[u8], inputs: &[&[(&str, &Tensor)]]) -> Result<Vec<Vec<Tensor>>> {
+        let target = Target::Cpu { arena: false };
+        let mut session = Session::new(self.runtime, model, target, GraphOptimizationLevel::Disable, true, None)?;
+        inputs.iter().map(|i| session.run(i)).collect()
+    }
 }
 
 /// An input or output as a model declares it.

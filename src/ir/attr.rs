@@ -1,6 +1,6 @@
 //! Node attributes, and the reader that knows which of them were looked at.
 
-use super::{Graph, Tensor};
+use super::{Declared, Dim, Graph, Source, Tensor};
 use crate::error::Result;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,17 @@ pub struct Body {
     pub graph: Graph,
     /// How many of its inputs come from the graph around it.
     pub captured: usize,
+}
+
+impl Body {
+    /// Rank of a loop's counter (input 0) or condition (1): a scalar, or what the file declares instead; PyTorch's `tensor_split` counts
+    /// by vectors of one element.
+    pub fn counter_rank(&self, input: usize) -> usize {
+        match self.graph.inputs.get(input).map(|v| &self.graph[*v].source) {
+            Some(Source::Input(Declared { dims: Some(dims), .. })) if dims.as_slice() == [Dim::Fixed(1)] => 1,
+            _ => 0,
+        }
+    }
 }
 
 /// Bodies are equal when they are the same.

@@ -216,6 +216,11 @@ impl Graph {
         (0..self.values.len() as u32).map(ValueId)
     }
 
+    /// Whether the value is one of this graph's.
+    pub fn has(&self, id: ValueId) -> bool {
+        (id.0 as usize) < self.values.len()
+    }
+
     /// Number of values.
     pub fn value_count(&self) -> usize {
         self.values.len()

@@ -75,9 +75,10 @@ fn graph_proto(graph: &Graph, weights: Weights) -> GraphProto {
                         let prefix = name(n.outputs.iter().copied().flatten().next());
                         let mut inner = body_proto(body, &prefix, around.iter().map(|v| name(*v)));
                         if n.is("Loop") {
-                            let known = [DType::I64, DType::Bool].map(|d| tensor_type(d, Some(&[])));
-                            for (input, ty) in inner.input.iter_mut().zip(known) {
-                                input.type_ = MessageField::some(ty);
+                            let known = [DType::I64, DType::Bool].into_iter().enumerate();
+                            for (input, (i, dtype)) in inner.input.iter_mut().zip(known) {
+                                let dims = vec![Dim::Fixed(1); body.counter_rank(i)];
+                                input.type_ = MessageField::some(tensor_type(dtype, Some(&dims)));
                             }
                         }
                         attr.g = MessageField::some(inner);

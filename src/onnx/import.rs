@@ -174,7 +174,7 @@ fn fill(
             let at = |e: Error| Error::new(format!("input `{}`: {}", info.name, e.cause())).hint_from(&e);
             let declared = match captured {
                 None => declared(info).map_err(at)?,
-                Some(_) => Declared { dtype: DType::F32, dims: None },
+                Some(_) => Declared { dtype: DType::F32, dims: declared(info).ok().and_then(|d| d.dims) },
             };
             let v = graph.add_value(&info.name, None, Source::Input(declared));
             graph.inputs.push(v);

@@ -34,6 +34,8 @@ pub struct Gradient {
     pub classes: Option<Classes>,
     /// For every differentiated value its name, type and output of `graph`; no output where the gradient is zero.
     pub of: Vec<(String, Type, Option<String>)>,
+    /// What there is to say about batches of this size.
+    pub notes: Vec<String>,
 }
 
 /// What cross-entropy works on.
@@ -101,7 +103,7 @@ pub struct Request {
 /// As [`concretize`] and [`differentiate`]; or an objective that the graph does not have.
 pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evaluator) -> Result<Gradient> {
     let mut graph = graph.clone();
-    concretize(&mut graph, sizes, run)?;
+    let notes = concretize(&mut graph, sizes, run)?;
     let scores = match &request.objective {
         Objective::CrossEntropy(name) => Some(logits(&mut graph, sizes.batch, name.as_deref(), run)?),
         Objective::Output(_) => None,
@@ -167,7 +169,7 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
     lower_batch_norm(&mut graph)?;
     graph.remove_dead_nodes();
     graph.check_typed()?;
-    Ok(Gradient { graph, classes, of })
+    Ok(Gradient { graph, classes, of, notes })
 }
 
 /// Random values of one gradient are always the same.

@@ -28,6 +28,8 @@ pub struct Prepared {
     pub loss: Option<OwnLoss>,
     /// Samples of a batch.
     pub batch: usize,
+    /// What there is to say about batches of this size.
+    pub notes: Vec<String>,
 }
 
 /// A loss that the model computes itself.
@@ -45,7 +47,7 @@ pub struct OwnLoss {
 /// As [`concretize`] and [`find_logits`](crate::adapt::find_logits); or a loss that the model does not have.
 pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator) -> Result<Prepared> {
     let mut graph = graph.clone();
-    concretize(&mut graph, sizes, run)?;
+    let notes = concretize(&mut graph, sizes, run)?;
     let loss = ends.loss.map(|name| scalar_output(&graph, name)).transpose()?;
     let all = graph.outputs.clone();
     graph.outputs.retain(|v| Some(*v) != loss);
@@ -64,7 +66,7 @@ pub fn prepare(graph: &Graph, sizes: &Sizes, ends: Ends<'_>, run: &dyn Evaluator
         }
     };
     let (logits, origin) = found.unzip();
-    Ok(Prepared { graph, logits, origin, loss, batch: sizes.batch })
+    Ok(Prepared { graph, logits, origin, loss, batch: sizes.batch, notes })
 }
 
 /// Whether there is reason to take what was found for class scores beside a loss of the model's own: that takes classes, and there are

@@ -47,6 +47,8 @@ pub struct Report {
     pub cost: Option<Cost>,
     /// Nodes of a step that would leave a CUDA device; unknown where a step cannot be built.
     pub off_cuda: Option<Vec<Fallback>>,
+    /// What there is to say about batches of this size.
+    pub notes: Vec<String>,
     /// What stands in the way of training; empty when nothing does.
     pub problems: Vec<Problem>,
 }
@@ -226,6 +228,7 @@ impl<'a> Inspection<'a> {
                 cost(graph, self.batch, stages.as_ref(), recompute.as_ref())
             }),
             off_cuda: stages.as_ref().map(|s| off_cuda(&for_cuda(&s.grad))),
+            notes: self.prepared.as_ref().map(|p| p.notes.clone()).unwrap_or_default(),
             problems,
         }
     }

@@ -255,16 +255,16 @@ impl Pass<'_> {
         let rounds = if condition == 0.0 { 0 } else { rounds.max(0) as usize };
         let states = body.graph.inputs.len().saturating_sub(2 + body.captured);
         let scanned = body.graph.outputs.len().saturating_sub(1 + states);
-        if !goes_on(&body.graph) || (rounds == 0 && scanned > 0) {
+        if !self.goes_on(node, &body) || (rounds == 0 && scanned > 0) {
             return Ok(false);
         }
         fits(rounds, &body)?;
         let declared = node.inputs.len() - body.captured;
         let (mut current, captured) = (node.inputs[2..declared].to_vec(), node.inputs[declared..].to_vec());
         let mut collected: Vec<Vec<ValueId>> = vec![Vec::new(); scanned];
-        let yes = self.scalar(DType::Bool, 1.0);
+        let yes = self.filled(DType::Bool, body.counter_rank(1), 1.0);
         for round in 0..rounds {
-            let number = self.scalar(DType::I64, round as f64);
+            let number = self.filled(DType::I64, body.counter_rank(0), round as f64);
             let passed = [&[Some(number), Some(yes)], current.as_slice(), &captured].concat();
             let results = self.splice(&body, &passed, &format!("{}/{round}", node.name))?;
             current = results[1..=states].iter().copied().map(Some).collect();
@@ -279,6 +279,28 @@ impl Pass<'_> {
         }
         self.outputs(node, results);
         Ok(true)
+    }
+
+    /// Whether the body of a loop hands its condition on, or always says yes.
+    fn goes_on(&self, node: &Node, body: &Body) -> bool {
+        let inner = &body.graph;
+        let (Some(mut v), Some(condition)) = (inner.outputs.first().copied(), inner.inputs.get(1).copied()) else {
+            return false;
+        };
+        while v != condition {
+            let place = inner.inputs.iter().position(|input| *input == v);
+            let around = place.and_then(|i| i.checked_sub(inner.inputs.len() - body.captured));
+            let outer = around.and_then(|i| node.input(node.inputs.len() - body.captured + i));
+            if let Some(t) = inner.constant(v).cloned().or_else(|| self.constant(outer?)) {
+                return t.uniform().is_some_and(|c| c != 0.0);
+            }
+            let copy = |n: &&Node| n.output(0) == Some(v) && (n.is("Identity") || n.is("Cast"));
+            match inner.nodes.iter().find(copy).and_then(|n| n.input(0)) {
+                Some(before) => v = before,
+                None => return false,
+            }
+        }
+        true
     }
 
     fn unroll_scan(&mut self, node: &Node) -> Result<bool> {
@@ -424,7 +446,13 @@ impl Pass<'_> {
     }
 
     fn scalar(&mut self, dtype: DType, value: f64) -> ValueId {
-        self.graph.add_value("resolved/scalar", None, Source::Constant(Tensor::scalar(dtype, value)))
+        self.filled(dtype, 0, value)
+    }
+
+    /// One element in `rank` dimensions.
+    fn filled(&mut self, dtype: DType, rank: usize, value: f64) -> ValueId {
+        let tensor = Tensor::full(dtype, &vec![1; rank], value);
+        self.graph.add_value("resolved/scalar", None, Source::Constant(tensor))
     }
 }
 
@@ -433,24 +461,6 @@ fn attr_int(node: &Node, name: &str, default: i64) -> i64 {
         Some(Attr::Int(v)) => *v,
         _ => default,
     }
-}
-
-/// Whether the body of a loop hands its condition on, or always says yes.
-fn goes_on(body: &Graph) -> bool {
-    let (Some(mut v), Some(condition)) = (body.outputs.first().copied(), body.inputs.get(1).copied()) else {
-        return false;
-    };
-    while v != condition {
-        if let Some(t) = body.constant(v) {
-            return t.uniform().is_some_and(|c| c != 0.0);
-        }
-        let copy = |n: &&Node| n.output(0) == Some(v) && (n.is("Identity") || n.is("Cast"));
-        match body.nodes.iter().find(copy).and_then(|n| n.input(0)) {
-            Some(before) => v = before,
-            None => return false,
-        }
-    }
-    true
 }
 
 fn fits(rounds: usize, body: &Body) -> Result<()> {

@@ -315,6 +315,7 @@ pub(crate) fn open_split(
     splits.notes.iter().for_each(|n| note(n));
     let sizes = sizes(graph, &splits.train, recipe.batch_size);
     let prepared = at_length(recipe, &sizes, |sizes| prepare(graph, sizes, ends, engine))?;
+    prepared.notes.iter().for_each(|n| note(n));
     prepared.note().iter().for_each(|n| note(n));
     let inputs = input_specs(&read_inputs(&prepared)?);
     let count = prepared.classes()?;

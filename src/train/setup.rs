@@ -50,6 +50,7 @@ impl Setup {
         }
         let prepared = at_length(&recipe, &sizes, |sizes| prepare(&graph, sizes, recipe.ends(), engine))
             .map_err(|e| e.in_file(&model.path))?;
+        prepared.notes.iter().for_each(|n| observer.note(n));
         if let Some(text) = &mut recipe.text {
             text.remember_classes(&splits.classes);
         }
