@@ -5,7 +5,7 @@ use bisam::adapt::Mode;
 use bisam::ir::Tensor;
 use bisam::onnx::import;
 use bisam::step::Kernels;
-use bisam::step::gradient::{Objective, Request, gradient, with_all_initializers};
+use bisam::step::gradient::{Objective, Request, gradient, parts_of_initializers, with_all_initializers};
 use bisam::trace::Sizes;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,14 @@ pub fn gradients_of(
     let batch = shapes.values().next().expect("an input")[0];
     let sizes = Sizes { batch, shapes, ..Sizes::default() };
     let engine = engine();
-    let request = Request { mode, objective: Objective::CrossEntropy(None), params: true, inputs: false, kernels };
+    let request = Request {
+        mode,
+        objective: Objective::CrossEntropy(None),
+        params: true,
+        inputs: false,
+        kernels,
+        parts: parts_of_initializers(&model),
+    };
     let g = gradient(&graph, &sizes, &request, &engine).expect("differentiates");
     let mut session = engine.compile_whole(&g.graph).expect("compiles");
     let inputs: Vec<(&str, &Tensor)> = session

@@ -6,7 +6,7 @@ use crate::data::{read_npz, write_npz};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
 use crate::onnx::import;
-use crate::step::gradient::{Objective, Request, gradient, with_all_initializers};
+use crate::step::gradient::{Objective, Request, gradient, parts_of_initializers, with_all_initializers};
 use crate::step::{Kernels, refuse_probabilities};
 use crate::trace::Sizes;
 use crate::wording::count;
@@ -69,7 +69,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         name => Objective::Output(name.into()),
     };
     let (params, inputs) = (args.wrt != "inputs", args.wrt != "params");
-    let request = Request { mode, objective, params, inputs, kernels: args.kernels };
+    let request =
+        Request { mode, objective, params, inputs, kernels: args.kernels, parts: parts_of_initializers(&model) };
     let g = gradient(&graph, &sizes, &request, &engine).map_err(|e| e.in_file(&args.model))?;
     g.notes.iter().for_each(|n| global.note(n));
     let mut session = engine.compile_whole(&g.graph)?;
@@ -116,16 +117,6 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     for (name, ty, output) in &g.of {
         let zero = || Tensor::full(ty.dtype, &ty.shape, 0.0);
         out.insert(format!("grad/{name}"), output.as_ref().and_then(|o| by_name.remove(o)).unwrap_or_else(zero));
-    }
-    // The file's own initializer is what the exporter merged: its gradient is the sum over all of its uses.
-    for u in model.untied.iter().filter(|_| params) {
-        let Some(part) = out.remove(&format!("grad/{}", u.name)) else { continue };
-        let key = format!("grad/{}", u.merged);
-        let sum = match out.get(&key) {
-            Some(rest) => rest.to_f64().iter().zip(part.to_f64()).map(|(a, b)| a + b).collect(),
-            None => part.to_f64(),
-        };
-        out.insert(key, Tensor::from_f64(part.dtype(), part.shape(), &sum));
     }
     out.extend(by_name);
     write_npz(&args.output, &out)?;

@@ -165,8 +165,30 @@ impl Slots {
             return Err(Error::new("it is stored as a sparse tensor, which cannot hold trained values")
                 .hint("export the model with dense weights, or freeze this one"));
         }
+        if replace_in_bodies(graph, name, tensor)? {
+            return Ok(());
+        }
         Err(Error::new("the file has no such value"))
     }
+}
+
+/// Writes a value that is stored in the body of a node; whether there is one.
+fn replace_in_bodies(graph: &mut GraphProto, name: &str, tensor: &Tensor) -> Result<bool> {
+    for body in graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.g.as_mut()) {
+        if let Some(stored) = body.initializer.iter_mut().find(|i| i.name == name) {
+            write(stored, tensor)?;
+            return Ok(true);
+        }
+        let mut constants = body.node.iter_mut().filter(|n| n.op_type == "Constant");
+        if let Some([a]) = constants.find(|n| n.output.iter().any(|o| o == name)).map(|n| n.attribute.as_mut_slice()) {
+            write_attribute(a, tensor)?;
+            return Ok(true);
+        }
+        if replace_in_bodies(body, name, tensor)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Writes `tensor` into `target` unless that holds these very values; the dimensions before.

@@ -12,7 +12,7 @@ use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
 };
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -374,6 +374,12 @@ fn add_node(
         values.insert(out.clone(), graph.add_value(out, None, Source::Constant(tensor)));
         return Ok(());
     }
+    let mut lifted = node.clone();
+    for tensor in lift(&mut lifted, values) {
+        let value = files.read(&tensor)?;
+        values.insert(tensor.name.clone(), graph.add_value(&tensor.name, None, Source::Constant(value)));
+    }
+    let node = &lifted;
     let plain = node.attribute.iter().filter(|a| a.g.is_none());
     let mut attrs: Attrs = plain.map(|a| Ok((a.name.clone(), to_attr(a, files)?))).collect::<Result<_>>()?;
     let captured = captures(node);
@@ -406,6 +412,43 @@ fn add_node(
         attrs,
     });
     Ok(())
+}
+
+/// Takes the float tensors out of a node's bodies, nested ones too, so that the graph around it has them: what is trained may lie in a body. One whose
+/// name is taken stays where it is.
+fn lift(node: &mut NodeProto, taken: &HashMap<String, ValueId>) -> Vec<TensorProto> {
+    let mut found: Vec<TensorProto> = Vec::new();
+    let float = |t: &TensorProto| {
+        let more = t.dims.iter().product::<i64>() > 1;
+        more && DType::from_onnx(t.data_type).is_some_and(DType::is_float)
+    };
+    for body in node.attribute.iter_mut().filter_map(|a| a.g.as_mut()) {
+        for inner in &mut body.node {
+            found.extend(lift(inner, taken));
+        }
+        let free =
+            |name: &str, found: &[TensorProto]| !taken.contains_key(name) && found.iter().all(|t| t.name != name);
+        for tensor in std::mem::take(&mut body.initializer) {
+            if float(&tensor) && free(&tensor.name, &found) {
+                found.push(tensor);
+            } else {
+                body.initializer.push(tensor);
+            }
+        }
+        for inner in std::mem::take(&mut body.node) {
+            let value = match (inner.op_type.as_str(), inner.attribute.as_slice(), inner.output.as_slice()) {
+                ("Constant", [a], [out]) if a.name == "value" && a.t.is_some() && float(&a.t) && free(out, &found) => {
+                    Some(TensorProto { name: out.clone(), ..(*a.t).clone() })
+                }
+                _ => None,
+            };
+            match value {
+                Some(tensor) => found.push(tensor),
+                None => body.node.push(inner),
+            }
+        }
+    }
+    found
 }
 
 fn constant_value(node: &NodeProto, files: &mut DataFiles) -> Result<Tensor> {

@@ -55,7 +55,7 @@ impl Record {
                 record.folded.insert(name.clone(), strings(names));
             }
         }
-        record.initializers.extend(graph.initializer.iter().map(|t| t.name.clone()));
+        record.names_in(graph);
         record.initializers.extend(graph.sparse_initializer.iter().map(|t| t.values.name.clone()));
         for node in &graph.node {
             if node.op_type == "Identity" {
@@ -72,6 +72,15 @@ impl Record {
             }
         }
         record
+    }
+
+    /// The names of what a graph stores, in the bodies of its nodes, too.
+    fn names_in(&mut self, graph: &GraphProto) {
+        self.initializers.extend(graph.initializer.iter().map(|t| t.name.clone()));
+        for body in graph.node.iter().flat_map(|n| &n.attribute).filter_map(|a| a.g.as_ref()) {
+            self.outputs.extend(body.node.iter().filter(|n| n.op_type == "Constant").flat_map(|n| n.output.clone()));
+            self.names_in(body);
+        }
     }
 
     /// What the exporter says that the tensor `name` is.
@@ -135,7 +144,7 @@ impl Record {
         })
     }
 
-    /// Whether a node of the file's own main graph makes this value.
+    /// Whether a node of the file's own main graph, or a Constant in a body, makes this value.
     pub(super) fn makes(&self, value: &str) -> bool {
         self.outputs.contains(value)
     }

@@ -338,6 +338,9 @@ impl<'a> Rules<'a> {
         argument: Option<&Argument>,
     ) -> Decision {
         let Some(tensor) = self.graph.constant(value) else { return (Role::Constant, "it is computed") };
+        if !self.record.stores(&self.graph[value].name) && !self.record.makes(&self.graph[value].name) {
+            return (Role::Constant, "in a function of the file");
+        }
         // What is recorded of a merged tensor is true of one of its uses only; what is recorded of the use is better.
         let kind = match argument {
             Some(Argument::Stored(_, kind)) => Some(*kind),

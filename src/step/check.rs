@@ -112,7 +112,7 @@ impl Check {
         run: &dyn Evaluator,
     ) -> Result<Self> {
         let (objective, kernels) = (Objective::CrossEntropy(logits.map(str::to_owned)), Kernels::Plain);
-        let request = Request { mode, objective, params: true, inputs: false, kernels };
+        let request = Request { mode, objective, params: true, inputs: false, kernels, parts: Vec::new() };
         let made = gradient(graph, sizes, &request, run)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut feeds = BTreeMap::new();

@@ -95,6 +95,13 @@ pub struct Request {
     pub inputs: bool,
     /// The operators it is made of.
     pub kernels: Kernels,
+    /// Parts of what counts as one tensor, each with the name of the whole: the gradient of the whole is the sum over its parts.
+    pub parts: Vec<(String, String)>,
+}
+
+/// The parts that the initializers of a file were told apart into.
+pub fn parts_of_initializers(model: &Model) -> Vec<(String, String)> {
+    model.untied.iter().map(|u| (u.name.clone(), u.merged.clone())).collect()
 }
 
 /// Concretizes `graph` and appends the gradient that is asked for.
@@ -152,10 +159,22 @@ pub fn gradient(graph: &Graph, sizes: &Sizes, request: &Request, run: &dyn Evalu
     graph.outputs.clear();
     output(&mut graph, names::LOSS, loss);
     output(&mut graph, names::LOGITS, first);
-    let mut of = Vec::with_capacity(wrt.len());
+    let whole = |name: &str| request.parts.iter().find(|(part, _)| part == name).map(|(_, whole)| whole.clone());
+    let mut sums: Vec<(String, Type, Option<ValueId>)> = Vec::with_capacity(wrt.len());
     for (v, g) in wrt.into_iter().zip(gradients) {
-        let name = graph[v].name.clone();
         let ty = graph.ty(v)?.clone();
+        let name = whole(&graph[v].name).unwrap_or_else(|| graph[v].name.clone());
+        let Some(sum) = sums.iter_mut().find(|(n, _, _)| *n == name) else {
+            sums.push((name, ty, g));
+            continue;
+        };
+        sum.2 = match (sum.2, g) {
+            (Some(a), Some(b)) => Some(Builder::new(&mut graph, "sum").add(a, b)?),
+            (a, b) => a.or(b),
+        };
+    }
+    let mut of = Vec::with_capacity(sums.len());
+    for (name, ty, g) in sums {
         let out = g.map(|g| output(&mut graph, &format!("grad/{name}"), g));
         of.push((name, ty, out));
     }

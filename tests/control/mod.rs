@@ -1,12 +1,16 @@
 //! Control flow and lists of tensors in a file: gone from the concretized graph, which computes the same and has the right gradient.
 
-use crate::common::{engine, repo};
+use crate::common::{engine, npz, repo};
 use bisam::Result;
 use bisam::autodiff::differentiate;
+use bisam::data::write_npz;
 use bisam::ir::{Declared, Graph, Source, Tensor, ValueId};
 use bisam::onnx::{Weights, emit, import};
+use bisam::onnx::{save, to_tensor};
 use bisam::trace::{Evaluator, Sizes, concretize};
-use onnx_protobuf::Message;
+use onnx_protobuf::{AttributeProto, GraphProto, Message, NodeProto, TensorProto};
+use std::collections::BTreeMap;
+use std::process::Command;
 
 fn run(graph: &Graph, fed: &[(ValueId, Tensor)]) -> Result<Vec<Tensor>> {
     let bytes = emit(graph, Weights::Initializers).write_to_bytes().expect("encodes");
@@ -72,6 +76,73 @@ fn a_loop_of_known_length_is_unrolled() -> Result<()> {
 #[test]
 fn a_scan_is_unrolled() -> Result<()> {
     resolves("scan")
+}
+
+/// The first body among a graph's nodes.
+fn body(graph: &mut GraphProto) -> &mut GraphProto {
+    let mut bodies = graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.g.as_mut());
+    bodies.next().expect("a body")
+}
+
+/// The tensor `w`, wherever it is stored.
+fn weight(graph: &GraphProto) -> Option<TensorProto> {
+    let constant = |n: &NodeProto| n.op_type == "Constant" && n.output[0] == "w";
+    let own = graph.initializer.iter().find(|t| t.name == "w").cloned();
+    let made = || graph.node.iter().find(|n| constant(n)).map(|n| (*n.attribute[0].t).clone());
+    let inner = || graph.node.iter().flat_map(|n| &n.attribute).filter_map(|a| a.g.as_ref()).find_map(weight);
+    own.or_else(made).or_else(inner)
+}
+
+#[test]
+fn weights_in_the_bodies_of_control_flow_are_trained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let wave: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+    let labels: Vec<i64> = (0..16).map(|i| i % 4).collect();
+    let arrays = [("x", Tensor::new(&[16, 4], &wave)), ("labels", Tensor::new(&[16], &labels))];
+    let arrays: BTreeMap<String, Tensor> = arrays.into_iter().map(|(n, t)| (n.into(), t.expect("fits"))).collect();
+    let data = folder.path().join("data.npz");
+    write_npz(&data, &arrays).expect("writes");
+    assert_eq!(npz(&data)["x"].shape(), [16, 4]);
+    for name in ["branch", "loop"] {
+        let proto = import(repo(&format!("tests/control/{name}.onnx"))).expect("imports").proto;
+        let mut trained = Vec::new();
+        for place in ["outside", "initializer", "constant"] {
+            let mut moved = proto.clone();
+            let graph = moved.graph.as_mut().expect("a graph");
+            if place != "outside" {
+                let at = graph.initializer.iter().position(|t| t.name == "w").expect("a weight");
+                let w = graph.initializer.remove(at);
+                match place {
+                    "initializer" => body(graph).initializer.push(w),
+                    _ => {
+                        let value = AttributeProto { name: "value".into(), t: Some(w).into(), ..Default::default() };
+                        let value = AttributeProto {
+                            type_: onnx_protobuf::attribute_proto::AttributeType::TENSOR.into(),
+                            ..value
+                        };
+                        let made =
+                            NodeProto { op_type: "Constant".into(), output: vec!["w".into()], ..Default::default() };
+                        body(graph).node.insert(0, NodeProto { attribute: vec![value], ..made });
+                    }
+                }
+            }
+            let (file, out) =
+                (folder.path().join(format!("{name}-{place}.onnx")), folder.path().join(format!("{name}-{place}")));
+            save(&moved, &file).expect("saves");
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+            command.arg("train").arg(&file).arg("--data").arg(format!("npz:{}", data.display())).arg("-o").arg(&out);
+            let done = command.args(["--steps", "2", "--batch-size", "8", "--valid", "0"]).output().expect("starts");
+            let text = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(done.status.success(), "{name}, {place}: {text}");
+            assert!(text.contains("trained 16 of 16 parameters"), "{name}, {place}: {text}");
+            let last = import(out.join("last.onnx")).expect("imports").proto;
+            let w = weight(last.graph.as_ref().expect("a graph")).expect("a weight");
+            trained.push(to_tensor(&w).expect("a tensor"));
+        }
+        let before = weight(proto.graph.as_ref().expect("a graph")).expect("a weight");
+        assert_ne!(trained[0], to_tensor(&before).expect("a tensor"));
+        assert!(trained.iter().all(|w| *w == trained[0]), "{name}: {trained:?}");
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn kernels_have_the_gradients_of_plain_operators() -> Result<()> {
         let weights = weights(row, &case)?;
         found.extend(agree(&row.name(), &case, &weights)?);
     }
-    let want = ["BatchNorm", "Conv", "Gelu", "LayerNorm", "MaxPool", "Softmax"];
+    let want = ["BatchNorm", "Conv", "Gelu", "LayerNorm", "MaxPool", "Silu", "Softmax"];
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), want);
     Ok(())
 }
