@@ -117,7 +117,7 @@ fn merged_parameters_get_initializers_of_their_own() {
         let untied: Vec<_> = untied.iter().filter(|u| values.contains_key(&u.name)).collect();
         for (i, u) in untied.iter().enumerate() {
             let old = &values[&u.name];
-            let new = Tensor::full(DType::F32, old.shape(), 1.0 + i as f64 / 100.0);
+            let new = Tensor::full(DType::F32, old.shape(), 1.5 + i as f64 / 100.0);
             values.insert(u.name.clone(), new);
         }
         let exported = export(&model, &values).expect("exports");

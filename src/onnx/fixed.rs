@@ -32,7 +32,7 @@ pub(super) fn is_formula(tensor: &Tensor) -> bool {
     (0..shape.len()).filter(|axis| shape[*axis] >= 5).any(|axis| {
         let stride: usize = shape[axis + 1..].iter().product();
         let mut lines = (0..values.len())
-            .filter(|i| i / stride % shape[axis] == 0)
+            .filter(|i| (i / stride).is_multiple_of(shape[axis]))
             .map(|first| (0..shape[axis]).map(move |t| first + t * stride));
         let mut varies = false;
         let fits = lines.all(|line| {

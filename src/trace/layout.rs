@@ -122,11 +122,15 @@ impl Layout {
         if own.len() == all.len() {
             let mut differing = (0..own.len()).filter(|i| own[*i] != all[*i]);
             let (Some(axis), None) = (differing.next(), differing.next()) else { return found };
-            if own[axis] % size != 0 || own[axis] / size * count != all[axis] {
+            if !own[axis].is_multiple_of(size) || own[axis] / size * count != all[axis] {
                 return found;
             }
             let rest = own[axis] / size;
-            found.extend((1..=rest).filter(|o| rest % o == 0).map(|outer| Self { axis, outer, added: false }));
+            found.extend((1..=rest).filter(|o| rest.is_multiple_of(*o)).map(|outer| Self {
+                axis,
+                outer,
+                added: false,
+            }));
         } else if size == 1 && all.len() == own.len() + 1 {
             let added = |axis: &usize| {
                 all[*axis] == count && all.iter().enumerate().filter(|(i, _)| i != axis).map(|(_, d)| d).eq(own)

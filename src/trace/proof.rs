@@ -83,8 +83,9 @@ impl Proof {
     fn output(&self, own: &[Tensor], all: &Tensor) -> Shown {
         let spread = spread(own);
         let tolerance = (TOLERANCE * spread).clamp(ROUNDING, NODE_TOLERANCE);
-        if Layout::find(own, all, &self.groups, tolerance).is_some() {
-            return Shown::PerSample(spread > 10.0 * ROUNDING || !all.dtype().is_float());
+        if let Some(layout) = Layout::find(own, all, &self.groups, tolerance) {
+            let told = spread > 10.0 * ROUNDING || !all.dtype().is_float();
+            return Shown::PerSample(told && (!layout.added || layout.axis == 0));
         }
         reduction(own, all, &self.groups)
     }

@@ -341,10 +341,15 @@ impl Draft<'_> {
         self.made(nodes, "Expand", &[one, target], Attrs::new())
     }
 
-    /// The first sample of `v` along `axis`.
+    /// One sample of `v` along `axis`, where all are the same: of what is trained the mean, so that they stay the same.
     fn one_sample(&mut self, nodes: &mut Nodes, v: ValueId, axis: usize) -> ValueId {
         if self.around.own == 1 {
             return v;
+        }
+        let float = self.graph[v].ty.as_ref().is_some_and(|t| t.dtype.is_float());
+        if float && self.graph.constant(v).is_none() {
+            let axes = self.ints(&[axis as i64]);
+            return self.made(nodes, "ReduceMean", &[v, axes], attrs([("keepdims", Attr::Int(1))]));
         }
         let lists = [[0], [1], [axis as i64]].map(|l| self.ints(&l));
         self.made(nodes, "Slice", &[&[v], lists.as_slice()].concat(), Attrs::new())
@@ -384,7 +389,7 @@ impl Draft<'_> {
                 if let Some(step) = self.step(v, axis) {
                     let rank = self.shape(Some(v)).len();
                     let (first, numbers) = (self.one_sample(&mut nodes, v, axis), self.numbers(&mut nodes, axis, rank));
-                    let step = self.ints(&[step]);
+                    let step = self.constant(step);
                     let offsets = self.made(&mut nodes, "Mul", &[numbers, step], Attrs::new());
                     changes.push((slot, self.made(&mut nodes, "Add", &[first, offsets], Attrs::new())));
                 }
@@ -426,13 +431,17 @@ impl Draft<'_> {
     }
 
     /// By how much each sample of `v` along `axis` exceeds the one before: indices that count the samples.
-    fn step(&self, v: ValueId, axis: usize) -> Option<i64> {
+    fn step(&self, v: ValueId, axis: usize) -> Option<Tensor> {
         let tensor = self.tensor(v).filter(|t| t.dtype() == DType::I64)?;
-        let (after, own) = (tensor.shape()[axis + 1..].iter().product::<usize>(), self.around.own);
+        let (inner, own) = (&tensor.shape()[axis + 1..], self.around.own);
+        let after = inner.iter().product::<usize>();
         let values = tensor.to_i64()?;
-        let step = values.get(after)? - values.first()?;
-        let steady = |all: &[i64]| all.iter().zip(&all[after..]).all(|(a, b)| b - a == step);
-        values.chunks_exact(after * own).all(steady).then_some(step)
+        let (first, second) = (values.get(..after)?, values.get(after..2 * after)?);
+        let step: Vec<i64> = first.iter().zip(second).map(|(a, b)| b - a).collect();
+        let steady =
+            |all: &[i64]| all.iter().zip(&all[after..]).enumerate().all(|(i, (a, b))| b - a == step[i % after]);
+        let all = after > 0 && values.chunks_exact(after * own).all(steady);
+        all.then(|| Tensor::new(inner, &step).ok()).flatten()
     }
 
     /// The node with axes counted one further, for inputs that have a first dimension for the batch alone.

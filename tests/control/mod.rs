@@ -78,10 +78,10 @@ fn a_scan_is_unrolled() -> Result<()> {
     resolves("scan")
 }
 
-/// The first body among a graph's nodes.
+/// The body that reads `w`.
 fn body(graph: &mut GraphProto) -> &mut GraphProto {
     let mut bodies = graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.g.as_mut());
-    bodies.next().expect("a body")
+    bodies.find(|b| b.node.iter().any(|n| n.input.iter().any(|i| i == "w"))).expect("a body that reads it")
 }
 
 /// The tensor `w`, wherever it is stored.
