@@ -259,6 +259,7 @@ struct Rules<'a> {
     graph: &'a Graph,
     record: &'a Record,
     readers: &'a HashMap<ValueId, Vec<NodeId>>,
+    producers: HashMap<ValueId, NodeId>,
     /// Values that depend on the values of the inputs.
     data: HashSet<ValueId>,
     /// Those of them that no weight has met yet.
@@ -278,7 +279,8 @@ impl<'a> Rules<'a> {
                 data.extend(node.outputs.iter().flatten());
             }
         }
-        let mut rules = Self { graph, record, readers, data, raw: HashSet::new() };
+        let producers = graph.producers();
+        let mut rules = Self { graph, record, readers, producers, data, raw: HashSet::new() };
         rules.raw = rules.before_weights();
         rules
     }
@@ -305,7 +307,7 @@ impl<'a> Rules<'a> {
     /// The stored tensor that a value is, or is rearranged from.
     fn stored(&self, v: ValueId) -> Option<&Tensor> {
         self.graph.tensor(v).or_else(|| {
-            let node = self.graph.nodes.iter().find(|n| n.outputs.contains(&Some(v)))?;
+            let node = &self.graph.nodes[*self.producers.get(&v)?];
             if !LAYOUT.iter().any(|op| node.is(op)) || self.data.contains(&v) {
                 return None;
             }
