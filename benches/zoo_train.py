@@ -51,6 +51,8 @@ import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -191,9 +193,20 @@ def prepare(name, form, network):
 # What PyTorch trains: the network, with folded what the exporter folded
 
 
-def fingerprint(array):
-    """Equal for equal tensors in whatever layout, and practically never for others, unless all their elements are equal."""
-    return array.size, float(array.min()), float(array.max())
+class Known:
+    """The tensors of a file, found again by size and extremes: the same for every layout, and practically never for other tensors,
+    unless all elements are equal."""
+
+    def __init__(self, tensors):
+        self.extremes = {}
+        for v in tensors:
+            self.extremes.setdefault(v.size, []).append((float(v.min()), float(v.max())))
+
+    def has(self, array, near=0.0):
+        found = self.extremes.get(array.size, ())
+        low, high = float(array.min()), float(array.max())
+        slack = near * max(abs(low), abs(high))
+        return any(abs(a - low) <= slack and abs(b - high) <= slack for a, b in found)
 
 
 def followers(module, example):
@@ -238,21 +251,85 @@ def fold(layer, norm):
     norm.eps, norm.folded = 0.0, True
 
 
+class Tracking(TorchFunctionMode):
+    """Lets `meet` replace a tensor computed from parameters alone where it first meets data, as constant folding does."""
+
+    def __init__(self, module, meet):
+        super().__init__()
+        self.meet, self.kept = meet, []
+        self.still = {id(b) for b in module.buffers()} | {id(p) for p in module.parameters()}
+        self.from_parameters, self.computed = {id(p) for p in module.parameters()}, set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        still = all(id(t) in self.still for t in tensors)
+        if not still and any(id(t) in self.computed for t in tensors):
+            args, kwargs = tree_map(lambda t: self.meet(t) if id(t) in self.computed else t, (args, kwargs))
+        result = func(*args, **kwargs)
+        if still:
+            from_parameters = any(id(t) in self.from_parameters for t in tensors)
+            for t in tree_leaves(result):
+                if isinstance(t, torch.Tensor) and id(t) not in self.still:
+                    self.kept.append(t)
+                    self.still.add(id(t))
+                    if from_parameters:
+                        self.from_parameters.add(id(t))
+                        self.computed.add(id(t))
+        return result
+
+
+def fold_constants(module, known, example):
+    """Makes parameters of what the file holds as computed from parameters, such as a bias table's entries laid out."""
+    parameters = Known([p.detach().numpy() for p in module.parameters()])
+    plain, order, values = type(module).forward, {}, {}
+
+    def discover(t):
+        number = order.setdefault(id(t), len(order))
+        array = t.detach().numpy() if t.is_floating_point() and t.numel() else None
+        if array is not None and known.has(array, 2e-6) and not parameters.has(array, 2e-6):
+            values[number] = t.detach().clone()
+        return t
+
+    with torch.no_grad(), Tracking(module, discover):
+        plain(module.eval(), *example.values())
+    if not values:
+        return
+
+    def forward(self, *inputs):
+        seen = {}
+
+        def replace(t):
+            number = seen.setdefault(id(t), len(seen))
+            return self.folded[str(number)] if str(number) in self.folded else t
+
+        with Tracking(self, replace):
+            return plain(self, *inputs)
+
+    module.folded = torch.nn.ParameterDict({str(k): torch.nn.Parameter(v) for k, v in values.items()})
+    module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
+
+
 def fold_as(module, tensors, example):
-    """Folds what the file with these tensors has folded: a weight that is not in it any more."""
-    known = {fingerprint(v) for v in tensors.values()}
-
-    def absent(parameter):
-        return fingerprint(parameter.detach().numpy()) not in known
-
-    for m in list(module.modules()):
-        if parametrize.is_parametrized(m):
-            for key in list(m.parametrizations):
-                if any(absent(p) for p in m.parametrizations[key].parameters()):
-                    parametrize.remove_parametrizations(m, key)
+    """Folds what the file with these tensors has folded: weights that are not in it any more."""
+    known = Known(tensors.values())
+    for m in [m for m in module.modules() if parametrize.is_parametrized(m)]:
+        for name in list(m.parametrizations):
+            if not all(known.has(p.detach().numpy()) for p in m.parametrizations[name].parameters()):
+                parametrize.remove_parametrizations(m, name)
     for layer, norm in followers(module, example):
-        if norm.affine and norm.track_running_stats and not parametrize.is_parametrized(layer) and absent(layer.weight):
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if weight is not None and norm.affine and norm.track_running_stats and not known.has(weight.detach().numpy()):
             fold(layer, norm)
+    fold_constants(module, known, example)
+
+
+@torch.no_grad()
+def load_statistics(module, tensors):
+    """Tracing in training mode has moved the running statistics that the file holds."""
+    for name, buffer in module.named_buffers():
+        if name in tensors and tensors[name].size == buffer.numel():
+            buffer.copy_(torch.from_numpy(tensors[name].reshape(buffer.shape).copy()))
 
 
 def set_training(module, form):
@@ -376,15 +453,16 @@ def layouts(array):
         yield array.transpose(order)
 
 
-def distance(value, arrays):
-    """The least ‖value − a‖ over several arrays in any layout; infinite when nothing is near."""
+def distance(value, arrays, scale):
+    """The least ‖value − a‖ over several arrays in any layout; infinite when nothing is near, compared with the values or `scale`."""
     flat = value.reshape(-1).astype(np.float64)
     places = np.linspace(0, flat.size - 1, min(flat.size, 64)).astype(int)
     best = np.inf
     for array in arrays:
         for laid in layouts(array):
             near = np.asarray(laid.flat[places])
-            if np.linalg.norm(near - flat[places]) <= 0.5 * max(np.linalg.norm(near), np.linalg.norm(flat[places]), 1e-30):
+            size = max(np.linalg.norm(near), np.linalg.norm(flat[places]))
+            if np.linalg.norm(near - flat[places]) <= max(0.5 * size, scale):
                 best = min(best, float(np.linalg.norm(laid.reshape(-1) - flat)))
                 if best <= 1e-6 * np.linalg.norm(flat):
                     return best
@@ -405,7 +483,7 @@ class Expected:
         self.own = np.linalg.norm(moves[-1] - moves[0]) / self.scale
 
     def error(self, value):
-        return distance(value, self.values) / self.scale
+        return distance(value, self.values, self.scale) / self.scale
 
 
 def recurrent(module):
@@ -430,54 +508,49 @@ def recurrent(module):
 
 
 def expectations(module, arrays, tensors):
-    """What must be found in the result, by name, and the names of what PyTorch's own float32 is off in."""
+    """What must be found in the result, by name, and the initial values."""
     parameters, buffers = state_of(module)
     before = {k: v.detach().numpy() for part in (parameters, buffers) for k, v in part.items()}
-    known = {fingerprint(v) for v in tensors.values()}
     moves = {k: [arrays[f"move/{k}"].astype(np.float64)] for k in before}
     for k in before:
         moves[k].append(arrays.get(f"float32/move/{k}", moves[k][0]).astype(np.float64))
     for name, parts, make in list(recurrent(module)):
         if all(k in before for k in parts):
-            made = make([before[k] for k in parts])
-            if fingerprint(made) in known and fingerprint(before[parts[0]]) not in known:
+            made = make([before[k] for k in parts]).reshape(-1)
+            if any(v.size == made.size and np.array_equal(v.reshape(-1), made) for v in tensors.values()):
                 moves[f"{name} and others"] = [make([moves[k][i] for k in parts]) for i in range(2)]
-                before[f"{name} and others"] = made
+                before[f"{name} and others"] = make([before[k] for k in parts])
                 for k in parts:
                     del before[k], moves[k]
-    largest = {}
     kinds = {k: k.rsplit(".")[-1] if k in buffers else "parameter" for k in before}
+    largest = {}
     for k, kind in kinds.items():
         largest[kind] = max(largest.get(kind, 0.0), np.linalg.norm(moves[k][0]))
     found = {k: Expected(before[k], moves[k], zoo.FLOOR * largest[kinds[k]]) for k in before}
-    # A buffer that stays is a constant, which may not be in the file at all.
-    return {k: e for k, e in found.items() if k not in buffers or e.moved > 0}, known, before
+    # A buffer that stays is a constant, and other statistics than those of normalizations may not be in the file at all.
+    running = {f"{k}.{b}" for k, m in module.named_modules() if m in set(norms(module)) for b in ("running_mean", "running_var")}
+    return {k: e for k, e in found.items() if k not in buffers or e.moved > 0 and (k in running or k in tensors)}, before
 
 
 def compare(module, arrays, source, result):
     """Errors by tensor name, each with what is wrong where something is."""
-    wanted, known, before = expectations(module, arrays, source)
+    wanted, before = expectations(module, arrays, source)
+    known = Known(source.values())
     by_size = {}
     for name, value in result.items():
         by_size.setdefault(value.size, []).append((name, value))
     errors, used = {}, set()
     for name, e in wanted.items():
-        size = e.values[0].size
-        best = min(((e.error(v), n) for n, v in by_size.get(size, ())), default=(np.inf, None))
-        if not np.isfinite(best[0]) or best[0] > KINK:
-            if e.moved == 0 or (fingerprint(before[name]) not in known and e.moved <= TOLERANCE * e.scale):
-                continue
-            same = source.get(name)
-            if same is not None and name in result and np.array_equal(same, result[name]):
-                why = "unchanged"
-            elif fingerprint(before[name]) not in known:
-                why = "not in the export"
-            else:
-                why = "not found"
-            errors[name] = (min(best[0], 1e9), why)
+        error, found = min(((e.error(v), n) for n, v in by_size.get(e.values[0].size, ())), default=(np.inf, None))
+        used.add(found)
+        if e.moved == 0:
+            continue
+        if error <= KINK:
+            errors[name] = (error, "")
         else:
-            errors[name] = (best[0], "")
-            used.add(best[1])
+            unchanged = name in source and name in result and np.array_equal(source[name], result[name])
+            absent = "not found" if known.has(before[name]) else "not in the export"
+            errors[name] = (min(error, 1e9), "unchanged" if unchanged else absent)
     bytes_before = {v.tobytes() for v in source.values()}
     for name, value in result.items():
         changed = not (name in source and np.array_equal(source[name], value)) and value.tobytes() not in bytes_before
@@ -573,6 +646,7 @@ def check(name, form, network, bisam):
     source = stored(path)
     if form.endswith("live"):
         return row | check_live(name, form, network, path, bisam)
+    load_statistics(module, source)
     fold_as(module, source, zoo.inputs(network, 2, 2))
     fixed = fixed_batch(zoo.session(str(path)))
     row["batch"] = "fixed" if fixed else "any"
@@ -775,7 +849,8 @@ def main():
         global LARGEST, TRAIN_SECONDS
         LARGEST, TRAIN_SECONDS = 10**12, 600
     if not options.report:
-        options.binary = hashlib.sha256(options.bisam.read_bytes()).hexdigest()[:16]
+        both = options.bisam.read_bytes() + Path(__file__).read_bytes()
+        options.binary = hashlib.sha256(both).hexdigest()[:16]
 
     def chosen(name, words):
         return not words or any(w in name or fnmatch.fnmatch(name, w) for w in words)
