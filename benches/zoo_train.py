@@ -252,43 +252,42 @@ def fold(layer, norm):
 
 
 class Tracking(TorchFunctionMode):
-    """Lets `meet` replace a tensor computed from parameters alone where it first meets data, as constant folding does."""
+    """Passes every float tensor that is computed from parameters alone, numbered in their order, through `replace`."""
 
-    def __init__(self, module, meet):
+    def __init__(self, module, replace):
         super().__init__()
-        self.meet, self.kept = meet, []
-        self.still = {id(b) for b in module.buffers()} | {id(p) for p in module.parameters()}
-        self.from_parameters, self.computed = {id(p) for p in module.parameters()}, set()
+        self.replace, self.kept, self.count = replace, [], 0
+        self.from_parameters = {id(p) for p in module.parameters()}
+        self.still = {id(b) for b in module.buffers()} | self.from_parameters
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        still = all(id(t) in self.still for t in tensors)
-        if not still and any(id(t) in self.computed for t in tensors):
-            args, kwargs = tree_map(lambda t: self.meet(t) if id(t) in self.computed else t, (args, kwargs))
-        result = func(*args, **kwargs)
-        if still:
-            from_parameters = any(id(t) in self.from_parameters for t in tensors)
-            for t in tree_leaves(result):
-                if isinstance(t, torch.Tensor) and id(t) not in self.still:
-                    self.kept.append(t)
-                    self.still.add(id(t))
-                    if from_parameters:
-                        self.from_parameters.add(id(t))
-                        self.computed.add(id(t))
-        return result
+        if not all(id(t) in self.still for t in tensors):
+            return result
+        from_parameters = any(id(t) in self.from_parameters for t in tensors)
+        return tree_map(lambda t: self.computed(t, from_parameters), result)
+
+    def computed(self, t, from_parameters):
+        if not isinstance(t, torch.Tensor) or id(t) in self.still:
+            return t
+        if from_parameters and t.is_floating_point() and t.numel():
+            t = self.replace(self.count, t)
+            self.count += 1
+            self.from_parameters.add(id(t))
+        self.kept.append(t)
+        self.still.add(id(t))
+        return t
 
 
 def fold_constants(module, known, example):
     """Makes parameters of what the file holds as computed from parameters, such as a bias table's entries laid out."""
     parameters = Known([p.detach().numpy() for p in module.parameters()])
-    plain, order, values = type(module).forward, {}, {}
+    plain, values = type(module).forward, {}
 
-    def discover(t):
-        number = order.setdefault(id(t), len(order))
-        array = t.detach().numpy() if t.is_floating_point() and t.numel() else None
-        if array is not None and known.has(array, 2e-6) and not parameters.has(array, 2e-6):
-            values[number] = t.detach().clone()
+    def discover(number, t):
+        if known.has(t.detach().numpy(), 2e-6) and not parameters.has(t.detach().numpy(), 2e-6):
+            values[str(number)] = torch.nn.Parameter(t.detach().clone())
         return t
 
     with torch.no_grad(), Tracking(module, discover):
@@ -297,21 +296,15 @@ def fold_constants(module, known, example):
         return
 
     def forward(self, *inputs):
-        seen = {}
-
-        def replace(t):
-            number = seen.setdefault(id(t), len(seen))
-            return self.folded[str(number)] if str(number) in self.folded else t
-
-        with Tracking(self, replace):
+        with Tracking(self, lambda number, t: self.folded[str(number)] if str(number) in self.folded else t):
             return plain(self, *inputs)
 
-    module.folded = torch.nn.ParameterDict({str(k): torch.nn.Parameter(v) for k, v in values.items()})
+    module.folded = torch.nn.ParameterDict(values)
     module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
 
 
 def fold_as(module, tensors, example):
-    """Folds what the file with these tensors has folded: weights that are not in it any more."""
+    """Folds what the file with these tensors has folded: weights that are not in it any more, and what is computed from them."""
     known = Known(tensors.values())
     for m in [m for m in module.modules() if parametrize.is_parametrized(m)]:
         for name in list(m.parametrizations):
@@ -647,7 +640,8 @@ def check(name, form, network, bisam):
     if form.endswith("live"):
         return row | check_live(name, form, network, path, bisam)
     load_statistics(module, source)
-    fold_as(module, source, zoo.inputs(network, 2, 2))
+    if not form.endswith("train"):
+        fold_as(module, source, zoo.inputs(network, 1 if form.endswith("default") else 2, 2))
     fixed = fixed_batch(zoo.session(str(path)))
     row["batch"] = "fixed" if fixed else "any"
     size = BATCH if fixed in (None, 1) else fixed
@@ -849,8 +843,7 @@ def main():
         global LARGEST, TRAIN_SECONDS
         LARGEST, TRAIN_SECONDS = 10**12, 600
     if not options.report:
-        both = options.bisam.read_bytes() + Path(__file__).read_bytes()
-        options.binary = hashlib.sha256(both).hexdigest()[:16]
+        options.binary = hashlib.sha256(options.bisam.read_bytes()).hexdigest()[:16]
 
     def chosen(name, words):
         return not words or any(w in name or fnmatch.fnmatch(name, w) for w in words)
