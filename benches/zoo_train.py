@@ -253,7 +253,12 @@ def fold(layer, norm):
 
 
 class Tracking(TorchFunctionMode):
-    """Passes every float tensor that is computed from parameters alone, numbered in their order, through `replace`."""
+    """Passes every float tensor that is computed from parameters alone, numbered in their order, through `replace`.
+
+    Casts have no numbers: there are others in float64 than in float32.
+    """
+
+    CASTS = (torch.Tensor.float, torch.Tensor.double, torch.Tensor.to, torch.Tensor.type, torch.Tensor.type_as)
 
     def __init__(self, module, replace):
         super().__init__()
@@ -267,14 +272,15 @@ class Tracking(TorchFunctionMode):
         if not all(id(t) in self.still for t in tensors):
             return result
         from_parameters = any(id(t) in self.from_parameters for t in tensors)
-        return tree_map(lambda t: self.computed(t, from_parameters), result)
+        return tree_map(lambda t: self.computed(t, from_parameters, func in self.CASTS), result)
 
-    def computed(self, t, from_parameters):
+    def computed(self, t, from_parameters, cast):
         if not isinstance(t, torch.Tensor) or id(t) in self.still:
             return t
         if from_parameters and t.is_floating_point() and t.numel():
-            t = self.replace(self.count, t)
-            self.count += 1
+            if not cast:
+                t = self.replace(self.count, t)
+                self.count += 1
             self.from_parameters.add(id(t))
         self.kept.append(t)
         self.still.add(id(t))
