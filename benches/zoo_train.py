@@ -3,7 +3,7 @@
     python benches/zoo_train.py                     every architecture, and the report docs/zoo-train.md
     python benches/zoo_train.py resnet 'dynamo-*'   architectures and forms whose names hold or match a word; prints only
     python benches/zoo_train.py --open              only what was not right in an earlier run
-    python benches/zoo_train.py --report            the report from earlier runs
+    python benches/zoo_train.py --report            the report from earlier runs of this binary
 
 Each architecture of zoo_networks.py keeps its initial values, so that exporters find many equal tensors to merge, and is exported as
 
@@ -547,12 +547,12 @@ def compare(module, arrays, source, result):
         used.add(found)
         if e.moved == 0:
             continue
-        if error <= KINK:
+        if error > TOLERANCE and name in result and np.array_equal(source.get(name), result[name]):
+            errors[name] = (min(max(error, 1.0), 1e9), "unchanged")
+        elif error <= KINK:
             errors[name] = (error, "")
         else:
-            unchanged = name in source and name in result and np.array_equal(source[name], result[name])
-            absent = "not found" if known.has(before[name]) else "not in the export"
-            errors[name] = (min(error, 1e9), "unchanged" if unchanged else absent)
+            errors[name] = (min(error, 1e9), "not found" if known.has(before[name]) else "not in the export")
     bytes_before = {v.tobytes() for v in source.values()}
     for name, value in result.items():
         changed = not (name in source and np.array_equal(source[name], value)) and value.tobytes() not in bytes_before
@@ -850,15 +850,14 @@ def main():
     parser.add_argument("words", nargs="*", help="architectures or forms to run (default: all)")
     parser.add_argument("--bisam", default=ROOT / "target" / "release" / "bisam", type=Path, help="the binary")
     parser.add_argument("--again", action="store_true", help="train again what this binary has trained already")
-    parser.add_argument("--report", action="store_true", help="write the report from the rows of earlier runs")
+    parser.add_argument("--report", action="store_true", help="write the report from earlier runs of this binary")
     parser.add_argument("--open", action="store_true", help="only what was not right in an earlier run")
     parser.add_argument("--all", action="store_true", help="large networks and long runs, too")
     options = parser.parse_intermixed_args()
     if options.all:
         global LARGEST, TRAIN_SECONDS
         LARGEST, TRAIN_SECONDS = 10**12, 600
-    if not options.report:
-        options.binary = hashlib.sha256(options.bisam.read_bytes()).hexdigest()[:16]
+    options.binary = hashlib.sha256(options.bisam.read_bytes()).hexdigest()[:16]
 
     def chosen(name, words):
         return not words or any(w in name or fnmatch.fnmatch(name, w) for w in words)
@@ -870,7 +869,7 @@ def main():
         for form in FORMS:
             row = earlier(name, form)
             if options.report:
-                rows += [row] if row else []
+                rows += [row] if row and row["binary"] == options.binary else []
             elif chosen(name, words) and chosen(form, form_words):
                 if options.open and row and outcome(row) in ("right", "not exported", "nothing"):
                     continue
@@ -879,8 +878,8 @@ def main():
                     print(line(rows[-1]), flush=True)
     counted = [outcome(r) for r in rows]
     print(" · ".join(f"{counted.count(k)} {k}" for k in dict.fromkeys(counted)))
-    if options.report or not options.words:
-        REPORT.write_text(report([r for r in (earlier(n, f) for n in NETWORKS for f in FORMS) if r]))
+    if options.report or not (options.words or options.open):
+        REPORT.write_text(report(rows))
     sys.exit(any(k in ("wrong", "script error") for k in counted))
 
 
