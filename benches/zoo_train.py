@@ -629,7 +629,8 @@ def check_method(name, form, network, module, path, source, size, bisam, method,
         unsteady = row["rounding"] > 10 * TOLERANCE
         if not unsteady and (not worst < KINK or not output < KINK):
             break
-    if max(worst, output / 10) <= 3 * row["rounding"]:
+    # Two float32 programs that part so far are not two that can be compared.
+    if max(worst, output / 10) <= 3 * row["rounding"] or row["rounding"] > 0.1:
         row["undecided"] = row.pop("wrong")
         if steps == STEPS:
             first = check_method(name, form, network, module, path, source, size, bisam, method, 1)
