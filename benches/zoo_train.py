@@ -509,10 +509,27 @@ def recurrent(module):
             yield names[0], names, lambda arrays, order=order: np.concatenate([gates(a, order) for a in arrays])
 
 
+def split(parameter, tensors):
+    """Tensors that hold a part of the parameter each: the places in it, by the tensor's name."""
+    order = np.argsort(parameter, axis=None)
+    values = parameter.reshape(-1)[order]
+    if (np.diff(values) == 0).any():
+        return {}
+    found = {}
+    for name, tensor in tensors.items():
+        flat = tensor.reshape(-1)
+        if 1 < flat.size < values.size and values[0] <= flat.min() and flat.max() <= values[-1]:
+            at = np.searchsorted(values, flat)
+            if np.array_equal(values[at], flat):
+                found[name] = order[at]
+    return found
+
+
 def expectations(module, arrays, tensors):
     """What must be found in the result, by name, and the initial values."""
     parameters, buffers = state_of(module)
     before = {k: v.detach().numpy() for part in (parameters, buffers) for k, v in part.items()}
+    known = Known(tensors.values())
     moves = {k: [arrays[f"move/{k}"].astype(np.float64)] for k in before}
     for k in before:
         moves[k].append(arrays.get(f"float32/move/{k}", moves[k][0]).astype(np.float64))
@@ -524,6 +541,13 @@ def expectations(module, arrays, tensors):
                 before[f"{name} and others"] = make([before[k] for k in parts])
                 for k in parts:
                     del before[k], moves[k]
+    for name in [k for k in parameters if k in before and not known.has(before[k])]:
+        places = split(before[name], tensors)
+        if sum(map(len, places.values())) >= before[name].size:
+            whole, moved = before.pop(name), moves.pop(name)
+            for part, place in places.items():
+                before[f"{name} in {part}"] = whole.reshape(-1)[place]
+                moves[f"{name} in {part}"] = [m.reshape(-1)[place] for m in moved]
     kinds = {k: k.rsplit(".")[-1] if k in buffers else "parameter" for k in before}
     largest = {}
     for k, kind in kinds.items():
