@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 BISAM = $(or $(CARGO_TARGET_DIR),target)/release/bisam
 
-.PHONY: help setup nvrtc build test demo check bench conformance packages zoo zoo-speed cifar10 clean
+.PHONY: help setup nvrtc build test demo check bench conformance packages zoo zoo-train zoo-speed cifar10 clean
 
 help:
 	@echo "make setup   fetch the pinned ONNX Runtime into .onnxruntime/"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   formatting, lints, documentation, tests, licences"
 	@echo "make bench   measure against peers"
 	@echo "make zoo     gradients of many real exports against PyTorch's (pip install -r benches/zoo-requirements.txt)"
+	@echo "make zoo-train   two training steps of freshly exported networks against PyTorch's (the same packages)"
 	@echo "make zoo-speed   training steps of these exports against PyTorch's, after make zoo"
 	@echo "make cifar10 fetch CIFAR-10 as images into data/cifar10 (ARCHIVE=FILE.tar.xz unpacks a copy at hand)"
 	@echo "make conformance  run ONNX's own backend tests, outputs and gradients"
@@ -51,6 +52,9 @@ bench: setup build
 zoo: setup build
 	$(PYTHON) benches/zoo.py --bisam $(BISAM)
 
+zoo-train: setup build
+	$(PYTHON) benches/zoo_train.py --bisam $(BISAM)
+
 zoo-speed: setup build
 	$(PYTHON) benches/zoo_speed.py --bisam $(BISAM)
 
@@ -67,4 +71,4 @@ cifar10:
 
 clean:
 	$(CARGO) clean
-	rm -rf .onnxruntime .conformance .packages .zoo runs
+	rm -rf .onnxruntime .conformance .packages .zoo .zoo-train runs

@@ -581,6 +581,7 @@ def report(rows):
         "",
         "Made by `make zoo`. Each cell: worst relative error of a parameter's gradient against PyTorch's autograd · nodes of the file",
         "· processor seconds of `bisam grad` (import, differentiation and one run). A dash is a form that is not counted.",
+        "[zoo-train.md](zoo-train.md) has training steps of the same architectures.",
         "",
         f"{len({r['name'] for r in counted})} architectures, {len(counted)} exports: {right} pass ({len(retried)} of them not with",
         f"the first batch), {len(undecided)} undecided, {len(failing)} fail. {missing} forms of the table were not run.",
