@@ -20,9 +20,12 @@ Each architecture of zoo_networks.py keeps its initial values, so that exporters
 - `last.onnx` must give the same answer twice, and PyTorch's in evaluation mode within 1e-3 of what the steps moved it by.
 
 Where an exporter folds (BatchNormalization into a convolution, a parametrization into its weight), what is left in the file is
-trained in PyTorch, too. Near the kink of a Relu rounding decides: several batches are tried, and one that agrees is enough. If none does
-and PyTorch's own float32 run is off from the float64 one by a third of the error or more, the export is undecided: a few
-networks are so steep where they start that two steps magnify any rounding. Then the first step is compared by itself.
+trained in PyTorch, too.
+
+Near the kink of a Relu rounding decides, and where a network is steep, steps magnify that. So batches are taken on which PyTorch's
+float32 run repeats its float64 one; up to three of them are tried, and one that agrees is enough. If there is no such batch
+of eight, or PyTorch's own steps part as far when every weight is off by a millionth, the first step is compared by itself. An export for
+which that does not help either, and whose error is at most three times that of PyTorch's float32, is undecided.
 
 `script-live` cannot be compared step by step. Two runs of one seed must agree bit for bit, another seed must not, and `last.onnx` must
 compute what PyTorch computes in evaluation mode with the weights read back.
@@ -44,6 +47,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +73,10 @@ METHODS = ("sgd", "sam")
 TOLERANCE, OUTPUT_TOLERANCE = 1e-4, 1e-3
 # An error below this may come from units at the kink of a Relu; then another batch, of another seed, decides.
 KINK = 0.5
-SEEDS = (3, 4, 5, 6)
+SEEDS, TRIES = range(3, 11), 3
 BATCH, STEPS, RHO = 8, 2, 0.05
+# Small enough for two steps not to magnify rounding, large enough to be seen in float32.
+SHARE = 0.003
 # Roundings of a stored number that may add up in an export and two steps.
 ROUNDINGS = 3
 LIVE_RATE = 0.1
@@ -398,8 +404,24 @@ def run_pytorch(module, form, batch, labels, probe, lr, method, steps, wide):
     return found | {f"move/{k}": (after[k].double() - before[k].double()).numpy() for k in before}
 
 
+def shaken(module, form, batch, labels, probe, arrays, method, steps):
+    """How far PyTorch's own steps part when every weight is off by about a millionth: large where units lie at kinks."""
+    buffers = {f"move/{k}" for k in state_of(module)[1]}
+    largest = max(np.linalg.norm(v) for k, v in arrays.items() if k.startswith("move/") and k not in buffers)
+    worst = 0.0
+    for draw in range(3):
+        other, generator = copy.deepcopy(module), torch.Generator().manual_seed(draw)
+        with torch.no_grad():
+            for p in other.parameters():
+                p *= 1 + 1e-6 * torch.randn(p.shape, generator=generator)
+        found = run_pytorch(other, form, batch, labels, probe, float(arrays["lr"]), method, steps, False)
+        keys = [k for k in found if k.startswith("move/") and k not in buffers]
+        worst = max(worst, *(np.linalg.norm(found[k] - arrays[k]) / max(np.linalg.norm(arrays[k]), zoo.FLOOR * largest) for k in keys))
+    return float(worst)
+
+
 def learning_rate(module, form, batch, labels, method):
-    """One that moves the weights by about a hundredth in the first step, as a short number."""
+    """One that moves the weights by about SHARE in the first step, as a short number."""
     module = copy.deepcopy(module)
     set_training(module, form)
     before = [p.detach().clone() for _, p in zoo.trained(module)]
@@ -411,7 +433,7 @@ def learning_rate(module, form, batch, labels, method):
     size = norm(p.detach() - b for b, (_, p) in zip(before, zoo.trained(module)))
     if not np.isfinite(size) or size == 0:
         raise RuntimeError("PyTorch's own gradient is zero or not a number")
-    return float(f"{min(0.01 * norm(before) / size, 1.0):.1g}")
+    return float(f"{min(SHARE * norm(before) / size, 1.0):.1g}")
 
 
 def reference(name, form, network, module, size, seed, method, steps):
@@ -420,7 +442,10 @@ def reference(name, form, network, module, size, seed, method, steps):
     labels = torch.randint(CLASSES, (size * STEPS,), generator=torch.Generator().manual_seed(seed))
     batch, labels = cut(batch, 0, size * steps), labels[: size * steps]
     probe = zoo.inputs(network, zoo.BATCH - 1, 77)
-    done = CACHE / name / f"{form}.{size}.{seed}.{method}{'' if steps == STEPS else '.first'}.npz"
+    state = [v.detach().numpy().tobytes() for part in state_of(module) for v in part.values()]
+    mode = [getattr(m, "folded", False) for m in norms(module)]
+    key = zlib.crc32(b"".join(state) + repr((mode, sorted(getattr(module, "folded", {})))).encode())
+    done = CACHE / name / f"{key:08x}.{size}.{seed}.{method}.{steps}.npz"
     if done.exists():
         return batch, labels, probe, dict(np.load(done))
     lr = learning_rate(module, form, cut(batch, 0, size), labels[:size], method)
@@ -629,39 +654,73 @@ def train(bisam, path, data, batch, lr, method, out, steps=STEPS, seed=0):
     return out / "last.onnx"
 
 
+def unsteadiness(module, arrays, source):
+    """How far PyTorch's own float32 is from its float64: errors of parameters and of logits."""
+    wanted, _ = expectations(module, arrays, source)
+    wide, narrow = arrays["logits/after"], arrays.get("float32/logits/after", arrays["logits/after"])
+    scale = max(np.linalg.norm(wide - arrays["logits/before"]), 1e-2 * np.linalg.norm(wide), 1e-30)
+    return max([e.own for e in wanted.values()] + [float(np.linalg.norm(narrow - wide) / scale) * TOLERANCE / OUTPUT_TOLERANCE])
+
+
+def batches(name, form, network, module, source, size, method, steps):
+    """Seeded batches with PyTorch's steps on them, and how unsteady they are: those on which float32 repeats float64, or else the one
+    where it comes closest, with how far it is off elsewhere."""
+    found, steady = [], 0
+    for seed in SEEDS:
+        made = reference(name, form, network, module, size, seed, method, steps)
+        own = unsteadiness(module, made[-1], source)
+        found.append((own, seed, made))
+        if own <= TOLERANCE:
+            steady += 1
+            yield own, made
+            if steady == TRIES:
+                return
+    if not steady:
+        yield max(found, key=lambda f: f[:2])[0], min(found, key=lambda f: f[:2])[2]
+
+
+def attempt(name, form, path, module, source, size, bisam, method, steps, own, made):
+    """Trains on one batch and compares: a part of the row, and whether rounding may be why it is wrong."""
+    batch, labels, probe, arrays = made
+    data, out = CACHE / name / f"{form}.data.npz", CACHE / name / f"{form}.run"
+    np.savez(data, labels=labels.numpy(), **feed(zoo.session(str(path)), batch))
+    last = train(bisam, path, data, size, float(arrays["lr"]), method, out, steps)
+    errors, _ = compare(module, arrays, source, stored(last))
+    output, own_output, same = compare_outputs(zoo.session(str(last)), probe, arrays)
+    shutil.rmtree(out)
+    worst = max((e if np.isfinite(e) else 1e9 for e, _ in errors.values()), default=0.0)
+    row = {"worst": worst, "output": output, "rounding": own, "compared": len(errors), "steps": steps}
+    if not same:
+        return row | {"wrong": "the exported file gives another answer each time"}, False
+    if worst <= TOLERANCE and output <= max(OUTPUT_TOLERANCE, 3 * own_output):
+        return row, False
+    off = sorted(((e, k, why) for k, (e, why) in errors.items() if not e <= TOLERANCE), reverse=True)
+    told = [f"{k} {why}" if why else f"{k} off by {e:.1e}" for e, k, why in off[:4]]
+    row["wrong"] = f"{len(off)} of {len(errors)} tensors: {'; '.join(told)}; outputs off by {output:.1e}, PyTorch's float32 by {own:.0e}"
+    return row, not any(told == "unchanged" for _, told in errors.values())
+
+
 def check_method(name, form, network, module, path, source, size, bisam, method, steps=STEPS):
     """One method: a part of the row."""
-    for number, seed in enumerate(SEEDS, 1):
-        batch, labels, probe, arrays = reference(name, form, network, module, size, seed, method, steps)
-        data, out = CACHE / name / f"{form}.data.npz", CACHE / name / f"{form}.run"
-        np.savez(data, labels=labels.numpy(), **feed(zoo.session(str(path)), batch))
-        last = train(bisam, path, data, size, float(arrays["lr"]), method, out, steps)
-        errors, rounding = compare(module, arrays, source, stored(last))
-        output, own, same = compare_outputs(zoo.session(str(last)), probe, arrays)
-        shutil.rmtree(out)
-        worst = max((e if np.isfinite(e) else 1e9 for e, _ in errors.values()), default=0.0)
-        row = {"batches": number, "worst": worst, "output": output, "rounding": max(rounding, own), "compared": len(errors)}
-        exact = worst <= TOLERANCE
-        close = output <= max(OUTPUT_TOLERANCE, 3 * own)
-        if not same:
-            return row | {"wrong": "the exported file gives another answer each time"}
-        if exact and close:
+    tried = 0
+    for own, made in batches(name, form, network, module, source, size, method, steps):
+        tried += 1
+        row, excusable = attempt(name, form, path, module, source, size, bisam, method, steps, own, made)
+        row["batches"] = tried
+        if "wrong" not in row or not excusable:
             return row
-        off = sorted(((e, k, why) for k, (e, why) in errors.items() if not e <= TOLERANCE), reverse=True)
-        told = [f"{k} {why}" if why else f"{k} off by {e:.1e}" for e, k, why in off[:4]]
-        row["wrong"] = f"{len(off)} of {len(errors)} tensors: {'; '.join(told)}; outputs off by {output:.1e}, float32 by {row['rounding']:.0e}"
-        unsteady = row["rounding"] > 10 * TOLERANCE
-        if not unsteady and (not worst < KINK or not output < KINK):
-            break
-    # Two float32 programs that part so far are not two that can be compared.
-    if max(worst, output / 10) <= 3 * row["rounding"] or row["rounding"] > 0.1:
+        if own <= TOLERANCE and not (row["worst"] < KINK and row["output"] < KINK):
+            return row
+    if own <= TOLERANCE:
+        own = row["rounding"] = max(own, shaken(module, form, *made, method, steps))
+    # Two float32 programs that part by a tenth are not two that can be compared.
+    if max(row["worst"], row["output"] / 10) > 3 * own and own <= 0.1:
+        return row
+    if steps == 1:
         row["undecided"] = row.pop("wrong")
-        if steps == STEPS:
-            first = check_method(name, form, network, module, path, source, size, bisam, method, 1)
-            if "wrong" in first:
-                return first | {"wrong": f"in one step {first['wrong']}"}
-            row["undecided"] += "; the first step by itself is " + ("undecided, too" if "undecided" in first else "right")
-    return row
+        return row
+    first = check_method(name, form, network, module, path, source, size, bisam, method, 1)
+    return first if "undecided" not in first else row | {"undecided": row.pop("wrong") + "; the first step by itself is, too"}
 
 
 def check(name, form, network, bisam):
@@ -813,7 +872,8 @@ def line(row):
     shown = kind.upper() if kind in ("wrong", "script error") else kind
     head = f"{row['name']:24} {row['form']:15} {shown:12}"
     if kind == "right":
-        parts = [f"{m} {row[m]['worst']:.0e} output {row[m]['output']:.0e} in {row[m]['batches']}" for m in METHODS if m in row]
+        first = {m: " (first step)" if row[m].get("steps") == 1 else "" for m in METHODS if m in row}
+        parts = [f"{m} {row[m]['worst']:.0e} output {row[m]['output']:.0e}{told}" for m, told in first.items()]
         return f"{head} {' · '.join(parts)}"
     return f"{head} {why(row)}"
 
@@ -835,6 +895,7 @@ def report(rows):
         kinds.setdefault(outcome(row), []).append(row)
     exports = [r for r in rows if outcome(r) in ("right", "undecided", "refused", "wrong")]
     right = len(kinds.get("right", []))
+    first = sum(any(r.get(m, {}).get("steps") == 1 for m in METHODS) for r in kinds.get("right", []))
     missing = len(NETWORKS) * len(FORMS) - len(rows)
     text = [
         "# Training of freshly exported networks",
@@ -844,7 +905,7 @@ def report(rows):
         "running statistic, relative to its movement; up to 1e-4 is right, if the exported file's answers are PyTorch's, too.",
         "`script-live` has dropout and stochastic depth on. [benches/zoo_train.py](../benches/zoo_train.py) has the rules.",
         "",
-        f"{len({r['name'] for r in exports})} architectures, {len(exports)} exports: {right} right ({right / max(len(exports), 1):.1%}),",
+        f"{len({r['name'] for r in exports})} architectures, {len(exports)} exports: {right} right ({right / max(len(exports), 1):.1%}; {first} of them by the first step),",
         f"{len(kinds.get('undecided', []))} undecided, {len(kinds.get('refused', []))} refused with a reason,",
         f"{len(kinds.get('wrong', []))} wrong without a word. {missing} forms were not run.",
         "",

@@ -104,6 +104,11 @@ impl Record {
         self.initializers.contains(name)
     }
 
+    /// Whether TorchScript wrote this tensor as a Constant node; it keeps parameters among the initializers.
+    pub(super) fn is_literal(&self, name: &str) -> bool {
+        name.starts_with('/') && name.contains("Constant") && !self.initializers.contains(name)
+    }
+
     /// The module that the node with this first output lies in: `layer1.0.bn1`; empty for the network itself.
     pub(super) fn module(&self, first_output: &str) -> Option<&str> {
         self.modules.get(first_output).map(String::as_str)

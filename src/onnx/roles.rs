@@ -343,6 +343,9 @@ impl<'a> Rules<'a> {
         if !self.record.stores(&self.graph[value].name) && !self.record.makes(&self.graph[value].name) {
             return (Role::Constant, "in a function of the file");
         }
+        if tensor.uniform().is_some() && self.record.is_literal(name) {
+            return (Role::Constant, "a constant of the program: initial states and the like");
+        }
         // What is recorded of a merged tensor is true of one of its uses only; what is recorded of the use is better.
         let kind = match argument {
             Some(Argument::Stored(_, kind)) => Some(*kind),
