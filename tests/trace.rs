@@ -35,7 +35,7 @@ fn for_another_batch_size_it_is_rewritten() {
     let mut graph = for_a_batch_of_four();
     let notes = concretize(&mut graph, &sizes(6), &engine()).expect("concretizes");
     assert_eq!(graph.ty(graph.outputs[0]).expect("typed").shape, [12, 3]);
-    assert!(notes.iter().any(|n| n.contains("batch size of 4")), "{notes:?}");
+    assert!(notes.iter().any(|n| n.contains("batches of 4")), "{notes:?}");
 }
 
 /// A chain long enough to be traced in many parts, with a large weight, a value read far away and a list alive in between.

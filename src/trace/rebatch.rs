@@ -95,18 +95,16 @@ pub(super) fn free(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Res
     }
     open(graph, &batched);
     let mut notes = Vec::new();
-    match places {
-        0 => {}
-        1 => notes.push(format!("a place that holds the file's batch size of {own} was rewritten")),
-        n => notes.push(format!("{n} places that hold the file's batch size of {own} were rewritten")),
-    }
     if places > 0 {
-        notes.push("for training; the file itself keeps it".to_owned());
+        let (what, was) = if places == 1 { ("place that holds", "was") } else { ("places that hold", "were") };
+        notes.push(format!(
+            "the file is made for batches of {own}: {places} {what} this size {was} rewritten for others, not in the file itself"
+        ));
     }
     if !summed.is_empty() {
         notes.push(format!("{} is a sum over the samples of a batch", summed.join(", ")));
     }
-    Ok((!notes.is_empty()).then(|| notes.join(" ")))
+    Ok((!notes.is_empty()).then(|| notes.join("; ")))
 }
 
 /// Declares the batch of inputs as open.
