@@ -1,10 +1,11 @@
 //! Files made for one batch size at any other: what comes out is what the file itself gives for each sample.
 
-use crate::common::{npz, relative, repo};
+use crate::common::{engine, npz, relative, repo};
 use bisam::builder::attrs;
 use bisam::data::write_npz;
 use bisam::ir::{Attr, Attrs, DType, Declared, Dim, Graph, Node, Source, Tensor, Type, ValueId};
 use bisam::onnx::{Weights, emit, import, save};
+use bisam::trace::{Sizes, concretize};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -282,7 +283,12 @@ fn batch(net: &Net, count: usize) -> BTreeMap<String, Tensor> {
                     (0..count * sample).map(|i| i64::from(i % sample + i / sample % 3 < sample)).collect();
                 Tensor::new(&shape, &values)
             }
-            _ => Tensor::new(&shape, &(0..count * sample).map(|_| rng.random_range(0..11)).collect::<Vec<i64>>()),
+            _ => Tensor::new(
+                &shape,
+                &(0..count * sample)
+                    .map(|_| rng.random_range(0..if name == "classes" { 3 } else { 11 }))
+                    .collect::<Vec<i64>>(),
+            ),
         };
         arrays.insert(name, tensor.expect("fits"));
     }
@@ -373,6 +379,64 @@ fn training_form_is_compared_in_evaluation_mode() {
     holds("training form", &training_form());
 }
 
+/// The input `v` with a batch dimension that is left open.
+fn left_open(net: &mut Net, v: ValueId) {
+    net.graph[v].ty = None;
+    if let Source::Input(Declared { dims: Some(dims), .. }) = &mut net.graph[v].source {
+        dims[0] = Dim::Symbol("batch".into());
+    }
+}
+
+#[test]
+fn a_batch_that_is_open_in_name_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut net = flattened(1);
+    let arrays = batch(&net, 4);
+    let fixed = grad(&net.save(folder.path()), &arrays).expect("runs").0;
+    let x = net.graph.inputs[0];
+    left_open(&mut net, x);
+    let (open, said) = grad(&net.save(folder.path()), &arrays).expect("runs");
+    assert!(said.contains("note: the file is made for batches of 1"), "{said}");
+    assert_eq!(open["logits"], fixed["logits"]);
+}
+
+#[test]
+fn noise_of_one_sample_becomes_noise_of_each() {
+    let mut net = Net::new(1);
+    let y = net.convolution();
+    let drawn = net.op("RandomUniform", &[], attrs([("shape", Attr::Ints(vec![1; 4]))]));
+    let half = net.constant(Tensor::scalar(DType::F32, 0.5));
+    let kept = net.op("Less", &[drawn, half], Attrs::new());
+    let kept = net.op("Cast", &[kept], attrs([("to", Attr::Int(1))]));
+    let y = net.op("Mul", &[y, kept], Attrs::new());
+    let y = net.reshape(y, &[1, 64]);
+    let logits = net.head(y, 64);
+    let mut graph = net.ends(logits).graph;
+    concretize(&mut graph, &Sizes::batch(4), &engine()).expect("concretizes");
+    let drawn = graph.nodes.iter().find(|n| n.op.starts_with("RandomUniform")).and_then(|n| n.output(0));
+    assert_eq!(graph.ty(drawn.expect("drawn")).expect("typed").shape, [4, 1, 1, 1]);
+}
+
+#[test]
+fn a_loss_of_the_model_is_the_mean_over_the_batch_or_said_to_be_a_sum() {
+    for (reduction, is_sum) in [("mean", false), ("sum", true)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut net = Net::new(1);
+        let y = net.convolution();
+        let classes = net.input("classes", DType::I64, &[]);
+        let y = net.reshape(y, &[1, 64]);
+        let logits = net.head(y, 64);
+        let of = attrs([("reduction", Attr::Str(reduction.into()))]);
+        let loss = net.op("SoftmaxCrossEntropyLoss", &[logits, classes], of);
+        let mut net = net.ends(logits);
+        net.graph.rename(loss, "loss");
+        net.graph.outputs.push(loss);
+        let (_, said) = grad(&net.save(folder.path()), &batch(&net, 4)).expect("runs");
+        assert!(said.contains("1 place that holds this size was rewritten"), "{said}");
+        assert_eq!(said.contains("output `loss` is a sum over the samples"), is_sum, "{said}");
+    }
+}
+
 #[test]
 fn samples_that_depend_on_each_other_are_refused_with_what_to_type() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -389,9 +453,7 @@ fn in_a_file_of_any_batch_size_they_are_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut net = centred();
     let x = net.graph.inputs[0];
-    net.graph[x].ty = None;
-    net.graph[x].source =
-        Source::Input(Declared { dtype: DType::F32, dims: Some(vec![Dim::Symbol("batch".into()), Dim::Fixed(8)]) });
+    left_open(&mut net, x);
     let model = net.save(folder.path());
     net.graph[x].ty = Some(Type::new(DType::F32, &[1, 8]));
     let (_, said) = grad(&model, &batch(&net, 4)).expect("runs");

@@ -87,8 +87,18 @@ const TRACED: [usize; 2] = [2, 3];
 /// A graph that does not run, or whose shapes do not follow the batch size; names the node.
 pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<Vec<String>> {
     let mut notes: Vec<String> = open_batch(graph, sizes, run)?.into_iter().collect();
-    let targets = input_shapes(graph, sizes)?;
-    notes.extend(concretize_at(graph, &targets, sizes.batch, run)?);
+    let given = graph.clone();
+    let mut concretized = concretize_at(graph, &input_shapes(graph, sizes)?, sizes.batch, run);
+    if concretized.is_err() && sizes.batch > 1 && rebatch::own_batch(&given).is_none() {
+        // A batch that is left open in name only: the file holds the one sample that it was exported with.
+        let mut freed = given;
+        if let Ok(Some(note)) = rebatch::free(&mut freed, sizes, 1, run) {
+            notes.push(note);
+            *graph = freed;
+            concretized = concretize_at(graph, &input_shapes(graph, sizes)?, sizes.batch, run);
+        }
+    }
+    notes.extend(concretized?);
     Ok(notes)
 }
 
@@ -97,7 +107,10 @@ pub fn concretize(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Resu
 /// # Errors
 /// A node that cannot be rewritten, or outputs that cannot be shown to be those of the file, with what the exporter has to be told.
 pub fn open_batch(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<Option<String>> {
-    rebatch::free(graph, sizes, run)
+    match rebatch::own_batch(graph).filter(|own| *own != sizes.batch) {
+        Some(own) => rebatch::free(graph, sizes, own, run),
+        None => Ok(None),
+    }
 }
 
 /// As [`concretize`], with inputs of these shapes, and without rewriting.

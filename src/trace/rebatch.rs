@@ -58,12 +58,11 @@ pub(super) fn export_hint(graph: &Graph, own: usize) -> String {
     )
 }
 
-/// Rewrites a graph whose file fixes a batch size other than that of `sizes`; a note of what was done.
+/// Rewrites a graph whose file is made for batches of `own`, for that of `sizes`; a note of what was done.
 ///
 /// # Errors
 /// A node that cannot be rewritten, or outputs that cannot be shown to be those of the file.
-pub(super) fn free(graph: &mut Graph, sizes: &Sizes, run: &dyn Evaluator) -> Result<Option<String>> {
-    let Some(own) = own_batch(graph).filter(|own| *own != sizes.batch) else { return Ok(None) };
+pub(super) fn free(graph: &mut Graph, sizes: &Sizes, own: usize, run: &dyn Evaluator) -> Result<Option<String>> {
     let mut shapes = super::input_shapes(graph, sizes)?;
     let batched = batched_inputs(graph);
     // Whoever gives whole shapes may mean the file's own.
