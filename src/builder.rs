@@ -7,6 +7,10 @@ use crate::error::{Error, Result};
 use crate::ir::{Attr, Attrs, DType, Graph, Node, Source, Tensor, Type, ValueId};
 use std::collections::HashMap;
 
+/// Elements from which on a vector is summed in rows, and elements of a row; the flat buffers' length is a multiple of it.
+const LONG: usize = 1 << 16;
+const ROW: usize = 64;
+
 /// Appends nodes to `graph`; every value the graph already holds must have a type.
 pub struct Builder<'g> {
     /// The graph that grows.
@@ -485,8 +489,14 @@ impl<'g> Builder<'g> {
         self.reduce("ReduceMean", x, axes, keepdims)
     }
 
-    /// Sum over every axis: a scalar.
+    /// Sum over every axis: a scalar. A long vector is summed in rows, and these in f64.
     pub fn sum_all(&mut self, x: ValueId) -> ValueId {
+        if let Some(rows) = self.rows(x) {
+            let sums = self.sum(rows, &[1], false);
+            let wide = self.cast(sums, DType::F64);
+            let total = self.sum(wide, &[0], false);
+            return self.cast(total, DType::F32);
+        }
         let axes: Vec<usize> = (0..self.rank(x)).collect();
         self.sum(x, &axes, false)
     }
@@ -497,8 +507,24 @@ impl<'g> Builder<'g> {
         self.mean(x, &axes, false)
     }
 
-    /// L2 norm over every element: a scalar.
+    /// A long f32 vector as rows: in one sum of millions of numbers small ones are lost, 0.3 % of a norm of 11 million.
+    fn rows(&mut self, x: ValueId) -> Option<ValueId> {
+        let ty = self.ty(x);
+        let long = ty.dtype == DType::F32 && ty.shape.len() == 1 && ty.len() >= LONG && ty.len().is_multiple_of(ROW);
+        long.then(|| self.reshape(x, &[ty.len() / ROW, ROW]))
+    }
+
+    /// L2 norm over every element: a scalar. A long vector is summed in rows, and these in f64.
     pub fn norm(&mut self, x: ValueId) -> ValueId {
+        if let Some(rows) = self.rows(x) {
+            let norms = self.reduce("ReduceL2", rows, &[1], false);
+            let wide = self.cast(norms, DType::F64);
+            let ty = self.ty(wide);
+            let squares = self.op("Mul", &[wide, wide], Attrs::new(), ty);
+            let total = self.sum(squares, &[0], false);
+            let root = self.unary("Sqrt", total);
+            return self.cast(root, DType::F32);
+        }
         let axes: Vec<usize> = (0..self.rank(x)).collect();
         self.reduce("ReduceL2", x, &axes, false)
     }

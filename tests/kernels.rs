@@ -151,3 +151,26 @@ fn factors_are_rounded_once_and_gradients_stay_f32() -> Result<()> {
     assert_eq!((f32s, gradients.len()), (4, 4));
     Ok(())
 }
+
+/// The norm of the perturbation is that of one vector of all parameters, of which there may be millions.
+#[test]
+fn sums_of_long_vectors_lose_nothing() {
+    let n = 12_000_000 / 64 * 64;
+    let values: Vec<f32> = (0..n).map(|i| 0.1 + 0.05 * ((i % 97) as f32 / 97.0)).collect();
+    let square: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();
+    let sum: f64 = values.iter().map(|v| f64::from(*v)).sum();
+    let mut graph = Graph::default();
+    graph.opsets.insert(String::new(), 18);
+    let declared = Declared { dtype: DType::F32, dims: None };
+    let x = graph.add_value("x", Some(Type::new(DType::F32, &[n])), Source::Input(declared));
+    graph.inputs.push(x);
+    let mut b = Builder::new(&mut graph, "long");
+    let found = [b.norm(x), b.sum_all(x)];
+    graph.outputs.extend(found);
+    let mut session = engine().compile_whole(&graph).expect("compiles");
+    let x = Tensor::new(&[n], &values).expect("fits");
+    let found: Vec<f64> = session.run(&[("x", &x)]).expect("runs").iter().flat_map(Tensor::to_f64).collect();
+    for (found, want) in found.into_iter().zip([square.sqrt(), sum]) {
+        assert!((found / want - 1.0).abs() < 1e-6, "{found}, not {want}");
+    }
+}
