@@ -1,7 +1,7 @@
 //! Bad input as a user meets it: exit code 1, an error that names file and cause, a hint, no panic, and no file changed,
 //! added or lost.
 
-use crate::common::repo;
+use crate::common::{self, repo};
 use bisam::data::write_npz;
 use bisam::ir::Tensor;
 use onnx_protobuf::tensor_proto::DataLocation;
@@ -106,7 +106,7 @@ impl Place {
 }
 
 fn bisam(arguments: &[String]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bisam")).args(arguments).current_dir(repo("")).output().expect("starts")
+    common::bisam().args(arguments).output().expect("starts")
 }
 
 /// The same with a limit of a few KiB on every file in place of a full disk; the signal that ends the writer is ignored.
@@ -407,8 +407,8 @@ fn a_device_without_room_is_an_error() {
     fails(&bisam(&init), &init, "/dev/full", &["No space left"]);
     for arguments in [&["inspect", MODEL][..], &["inspect", MODEL, "--json"], &["doctor"]] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
-        let child = command.args(arguments).current_dir(repo("")).stdout(full).stderr(Stdio::piped()).spawn();
+        let mut command = common::bisam();
+        let child = command.args(arguments).stdout(full).stderr(Stdio::piped()).spawn();
         let output = child.and_then(std::process::Child::wait_with_output).expect("runs");
         let shown = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {shown}");

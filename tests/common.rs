@@ -8,6 +8,7 @@ use bisam::trace::Sizes;
 use bisam::train::{EpochReport, Metric, Observer, StepReport};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The engine every test shares.
@@ -18,6 +19,16 @@ pub fn engine() -> Engine {
 /// A file of the repository.
 pub fn repo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The program in the root of the repository, with the library that `make setup` fetched wherever it is run and built.
+pub fn bisam() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+    command.current_dir(repo(""));
+    if std::env::var_os("ORT_DYLIB_PATH").is_none() {
+        command.env("ORT_DYLIB_PATH", repo(".onnxruntime/lib"));
+    }
+    command
 }
 
 /// A model with its shapes, ready for stages.

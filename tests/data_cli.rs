@@ -1,6 +1,6 @@
 //! Data as users have them: folders by other names, classes matched by name, damaged files, labels of other forms, wrong paths.
 
-use crate::common::repo;
+use crate::common;
 use bisam::data::write_npz;
 use bisam::export::read_classes;
 use bisam::ir::Tensor;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// Takes images [N, 3, 8, 8] by the name `x` to 10 classes.
 const MODEL: &str = "models/tiny_bn.onnx";
@@ -121,9 +121,9 @@ impl Place {
 }
 
 fn bisam(arguments: &[&str]) -> Said {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+    let mut command = common::bisam();
     let Output { status, stdout, stderr } =
-        command.args(arguments).current_dir(repo("")).env("HOME", "/nonexistent/home").output().expect("starts");
+        command.args(arguments).env("HOME", "/nonexistent/home").output().expect("starts");
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
     assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
     Said { code: status.code(), stderr, stdout }

@@ -1,6 +1,6 @@
 //! `bisam doctor`: what it reports, and what it says about libraries that cannot be used.
 
-use crate::common::repo;
+use crate::common::{self, repo};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -11,8 +11,8 @@ fn doctor(args: &[&str]) -> Output {
 }
 
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
-    command.arg("doctor").args(args).current_dir(repo("")).env_remove("ORT_DYLIB_PATH").env_remove("ORT_LOG");
+    let mut command = common::bisam();
+    command.arg("doctor").args(args).env_remove("ORT_DYLIB_PATH").env_remove("ORT_LOG");
     command
 }
 

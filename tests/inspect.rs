@@ -1,12 +1,12 @@
 //! `bisam inspect` and `bisam gradcheck`, as a user sees them.
 
-use crate::common::repo;
+use crate::common::{self, repo};
 use crate::snapshot;
 use bisam::onnx::{Weights, emit, import, save};
-use std::process::{Command, Output};
+use std::process::Output;
 
 fn bisam(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bisam")).args(args).current_dir(repo("")).output().expect("starts")
+    common::bisam().args(args).output().expect("starts")
 }
 
 fn text(args: &[&str]) -> String {

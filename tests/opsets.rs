@@ -4,7 +4,7 @@
 //! file, defaults: of Softmax's axis and what it is taken over (13), of Resize's coordinates (11) and RoiAlign's (16), of DFT's axis (20), of
 //! GridSample's mode (20), of Pad's, Clip's and Dropout's numbers, of what GroupNormalization's gains are for (21).
 
-use crate::common::repo;
+use crate::common;
 use crate::conformance::case::{Outcome, compare};
 use bisam::data::write_npz;
 use bisam::ir::Tensor;
@@ -18,7 +18,7 @@ use onnx_protobuf::{
 use protobuf::MessageField;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// An attribute.
 enum A {
@@ -268,8 +268,8 @@ fn classifier(opset: i64, middle: Vec<NodeProto>, more: &[(&str, Tensor)]) -> Mo
 }
 
 fn bisam(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
-    command.current_dir(folder).args(args).args(["--threads", "1", "--ort"]).arg(repo(".onnxruntime/lib"));
+    let mut command = common::bisam();
+    command.current_dir(folder).args(args).args(["--threads", "1"]);
     command.output().expect("runs")
 }
 

@@ -1,6 +1,7 @@
 //! What models put out as a user meets it: probabilities are trained at their logits, one number a sample is a classifier of two
 //! classes, and what holds no numbers is passed over. Expected values are the formulas, in f64.
 
+use crate::common;
 use bisam::data::write_npz;
 use bisam::ir::{DType, Tensor};
 use bisam::onnx::{save, to_proto};
@@ -15,7 +16,7 @@ use protobuf::{EnumOrUnknown, MessageField};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// Samples, and features of each.
 const N: usize = 12;
@@ -175,7 +176,7 @@ impl Place {
     }
 
     fn bisam(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+        let mut command = common::bisam();
         command.args(arguments).arg("--threads=1").current_dir(self.folder.path()).output().expect("starts")
     }
 

@@ -1,6 +1,6 @@
 //! Files made for one batch size at any other: what comes out is what the file itself gives for each sample.
 
-use crate::common::{engine, npz, relative, repo};
+use crate::common::{self, engine, npz, relative};
 use bisam::builder::attrs;
 use bisam::data::write_npz;
 use bisam::ir::{Attr, Attrs, DType, Declared, Dim, Graph, Node, Source, Tensor, Type, ValueId};
@@ -10,7 +10,6 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const CLASSES: usize = 3;
 
@@ -254,8 +253,7 @@ fn centred() -> Net {
 }
 
 fn bisam(arguments: &[&str]) -> (bool, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_bisam")).args(arguments).current_dir(repo("")).output().expect("starts");
+    let output = common::bisam().args(arguments).output().expect("starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }

@@ -1,5 +1,6 @@
 //! What a run leaves behind, as a user meets it: the right model, in a folder that can be evaluated, gone on with and repeated.
 
+use crate::common;
 use bisam::data::write_npz;
 use bisam::ir::Tensor;
 use bisam::onnx::{import, save, to_proto};
@@ -48,7 +49,7 @@ impl Place {
     }
 
     fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+        let mut command = common::bisam();
         command.args(arguments.split_whitespace()).args(["--threads", "1"]).current_dir(self.0.path());
         command
     }

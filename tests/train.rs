@@ -1,6 +1,6 @@
 //! Whole runs: a resumed one ends as an uninterrupted one, and the exported file is the user's own.
 
-use crate::common::{StopAfter, engine, repo};
+use crate::common::{self, StopAfter, engine, repo};
 use bisam::adapt::replace_head;
 use bisam::export::{export, fresh, verify};
 use bisam::ir::Graph;
@@ -8,7 +8,6 @@ use bisam::onnx::import;
 use bisam::step::Preset;
 use bisam::train::{Recipe, train};
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 fn recipe() -> Recipe {
@@ -62,10 +61,10 @@ fn the_number_of_threads_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = |threads: &str| {
         let out = folder.path().join(threads);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+        let mut command = common::bisam();
         command.args(["train", "models/resnet8_28.onnx", "--data", "idx:datasets/fashion-mnist-small", "--steps", "3"]);
         command.args(["--optimizer", "bisam", "--batch-size", "96", "--threads", threads, "-q", "-o"]).arg(&out);
-        let done = command.current_dir(repo("")).output().expect("starts");
+        let done = command.output().expect("starts");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         std::fs::read(out.join("last.onnx")).expect("written")
     };

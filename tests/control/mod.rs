@@ -1,6 +1,6 @@
 //! Control flow and lists of tensors in a file: gone from the concretized graph, which computes the same and has the right gradient.
 
-use crate::common::{engine, npz, repo};
+use crate::common::{self, engine, npz, repo};
 use bisam::Result;
 use bisam::autodiff::differentiate;
 use bisam::data::write_npz;
@@ -10,7 +10,6 @@ use bisam::onnx::{save, to_tensor};
 use bisam::trace::{Evaluator, Sizes, concretize};
 use onnx_protobuf::{AttributeProto, GraphProto, Message, NodeProto, TensorProto};
 use std::collections::BTreeMap;
-use std::process::Command;
 
 fn run(graph: &Graph, fed: &[(ValueId, Tensor)]) -> Result<Vec<Tensor>> {
     let bytes = emit(graph, Weights::Initializers).write_to_bytes().expect("encodes");
@@ -129,7 +128,7 @@ fn weights_in_the_bodies_of_control_flow_are_trained() {
             let (file, out) =
                 (folder.path().join(format!("{name}-{place}.onnx")), folder.path().join(format!("{name}-{place}")));
             save(&moved, &file).expect("saves");
-            let mut command = Command::new(env!("CARGO_BIN_EXE_bisam"));
+            let mut command = common::bisam();
             command.arg("train").arg(&file).arg("--data").arg(format!("npz:{}", data.display())).arg("-o").arg(&out);
             let done = command.args(["--steps", "2", "--batch-size", "8", "--valid", "0"]).output().expect("starts");
             let text = String::from_utf8_lossy(&done.stderr).into_owned();

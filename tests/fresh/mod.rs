@@ -1,17 +1,15 @@
 //! Freshly constructed networks, whose untouched tensors exporters merge, train as PyTorch trains them (`make.py` beside this file made the
 //! models and PyTorch's results), and what is trained is said.
 
-use crate::common::{engine, npz, repo};
+use crate::common::{self, engine, npz, repo};
 use bisam::ir::Tensor;
 use bisam::onnx::{import, to_tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 /// What a command printed to stderr; it must succeed, or fail, as `succeeds` says.
 fn bisam(arguments: &[&str], succeeds: bool) -> String {
-    let done =
-        Command::new(env!("CARGO_BIN_EXE_bisam")).args(arguments).current_dir(repo("")).output().expect("starts");
+    let done = common::bisam().args(arguments).output().expect("starts");
     let text = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert_eq!(done.status.code(), Some(i32::from(!succeeds)), "{arguments:?}: {text}");
     text

@@ -1,6 +1,6 @@
 //! Texts in tables, from file to trained classifier; `tokenizer.json` beside this file has some fifty words.
 
-use crate::common::{StopAfter, engine, repo};
+use crate::common::{self, StopAfter, engine, repo};
 use crate::head::{POOLED, TOKENS, embedder};
 use bisam::data::TextOptions;
 use bisam::export::verify;
@@ -10,7 +10,7 @@ use bisam::train::{EpochReport, Metric, Observer, Recipe, StepReport, Summary, e
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
 /// Takes `input_ids`, `attention_mask` and `token_type_ids` [N, length] of 1,000 words to 2 classes.
@@ -86,7 +86,7 @@ fn recipe(data: &Path) -> Recipe {
 }
 
 fn bisam(arguments: &[String]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bisam")).args(arguments).current_dir(repo("")).output().expect("starts")
+    common::bisam().args(arguments).output().expect("starts")
 }
 
 fn strings(arguments: &[&str]) -> Vec<String> {
