@@ -102,17 +102,12 @@ struct Noise<'a> {
 
 impl<'a> Noise<'a> {
     fn new(graph: &'a Graph) -> Self {
+        // What a Bernoulli reads is its chances.
+        let data = graph.data(graph.inputs.iter().copied());
         let mut values = HashSet::new();
-        let mut data: HashSet<ValueId> = graph.inputs.iter().copied().collect();
         for node in &graph.nodes {
-            let reads_data = node.inputs.iter().flatten().any(|v| data.contains(v));
-            // The shape alone of what a source is like matters; that of a Bernoulli is its chances.
-            let shape = ["Shape", "Size"].iter().any(|op| node.is(op)) || is_source(node) && node.op.ends_with("Like");
-            let outputs = node.outputs.iter().flatten();
-            if reads_data && !shape {
-                data.extend(outputs);
-            } else if is_source(node) || node.inputs.iter().flatten().any(|v| values.contains(v)) {
-                values.extend(outputs);
+            if is_source(node) || node.inputs.iter().flatten().any(|v| values.contains(v)) {
+                values.extend(node.outputs.iter().flatten().filter(|v| !data.contains(v)));
             }
         }
         Self { graph, values, data, producers: graph.producers() }
@@ -121,7 +116,7 @@ impl<'a> Noise<'a> {
     /// Whether data and noise meet in a node.
     fn meets(&self, node: &Node) -> bool {
         let is_output = node.outputs.iter().flatten().any(|v| self.data.contains(v));
-        is_output && !node.is("Shape") && !node.is("Size")
+        is_output && !node.reads_shapes_only()
     }
 
     fn take_out(&self, n: NodeId, edits: &mut Vec<Edit>) -> Result<()> {

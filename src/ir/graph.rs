@@ -132,6 +132,11 @@ impl Node {
         self.domain.is_empty() && self.op == op
     }
 
+    /// Whether the shape of the input decides the output, whatever the elements are.
+    pub fn reads_shapes_only(&self) -> bool {
+        ["Shape", "Size", "EyeLike", "RandomUniformLike", "RandomNormalLike"].iter().any(|op| self.is(op))
+    }
+
     /// `Op` or `domain.Op`.
     pub fn qualified(&self) -> String {
         if self.domain.is_empty() { self.op.clone() } else { format!("{}.{}", self.domain, self.op) }
@@ -298,6 +303,17 @@ impl Graph {
         for node in &self.nodes {
             if node.inputs.iter().flatten().any(|v| set.contains(v)) {
                 set.extend(node.outputs.iter().flatten().filter(|v| through(&self[**v])));
+            }
+        }
+        set
+    }
+
+    /// The values of `from` and what depends on their elements, not on their shapes alone.
+    pub fn data(&self, from: impl IntoIterator<Item = ValueId>) -> HashSet<ValueId> {
+        let mut set: HashSet<ValueId> = from.into_iter().collect();
+        for node in self.nodes.iter().filter(|n| !n.reads_shapes_only()) {
+            if node.inputs.iter().flatten().any(|v| set.contains(v)) {
+                set.extend(node.outputs.iter().flatten());
             }
         }
         set

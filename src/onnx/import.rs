@@ -76,7 +76,7 @@ pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
     set_float_type(&mut graph, &[DType::F16, DType::BF16], DType::F32);
-    let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph));
+    let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph))?;
     fix_attributes(&mut graph, &mut roles, &attributes);
     graph.check()?;
     Ok(Model { path: path.to_owned(), proto, graph, left_out, roles, untied })

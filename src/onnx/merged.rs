@@ -47,12 +47,7 @@ impl<'a> Merged<'a> {
         let source = |v: Option<ValueId>| v.map(|v| behind_identities(graph, &producers, v));
         let ones = |n: &crate::ir::Node| n.op.ends_with("Normalization") && source(n.input(1)).is_some_and(gain);
         let fresh = graph.nodes.iter().any(ones);
-        let mut data: HashSet<ValueId> = graph.inputs.iter().copied().collect();
-        for node in graph.nodes.iter().filter(|n| !n.is("Shape") && !n.is("Size")) {
-            if node.inputs.iter().flatten().any(|v| data.contains(v)) {
-                data.extend(node.outputs.iter().flatten());
-            }
-        }
+        let data = graph.data(graph.inputs.iter().copied());
         Self { graph, record, readers, producers, data, fresh }
     }
 

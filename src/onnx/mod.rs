@@ -4,6 +4,7 @@ mod artifacts;
 mod attrs;
 mod changes;
 mod emit;
+mod evidence;
 mod external;
 mod fixed;
 mod import;
@@ -12,6 +13,7 @@ mod merged;
 mod outputs;
 mod record;
 mod roles;
+mod rules;
 mod tensor;
 mod upgrade;
 
