@@ -20,7 +20,7 @@ Each architecture of zoo_networks.py keeps its initial values, so that exporters
 - `last.onnx` must give the same answer twice, and PyTorch's in evaluation mode within 1e-3 of what the steps moved it by.
 
 Where an exporter folds (BatchNormalization into a convolution, a parametrization into its weight), what is left in the file is
-trained in PyTorch, too.
+trained in PyTorch, too; a bias of zeros that it takes out of the file is fixed.
 
 Near the kink of a Relu rounding decides, and where a network is steep, steps magnify that. So batches are taken on which PyTorch's
 float32 run repeats its float64 one; up to three of them are tried, and one that agrees is enough. If there is no such batch
@@ -34,6 +34,7 @@ Exports, references and results stay in .zoo-train/; a result is used again as l
 """
 
 import argparse
+import ast
 import copy
 import fnmatch
 import hashlib
@@ -311,7 +312,12 @@ def fold_constants(module, known, example):
         return
 
     def forward(self, *inputs):
-        with Tracking(self, lambda number, t: self.folded[str(number)] if str(number) in self.folded else t):
+        # Of another batch size, a step may put the folded tensor into another shape first.
+        def replaced(number, t):
+            kept = self.folded[str(number)] if str(number) in self.folded else t
+            return kept if kept.shape == t.shape else t
+
+        with Tracking(self, replaced):
             return plain(self, *inputs)
 
     module.folded = torch.nn.ParameterDict(values)
@@ -330,6 +336,18 @@ def fold_as(module, tensors, example):
         if weight is not None and norm.affine and norm.track_running_stats and not known.has(weight.detach().numpy()):
             fold(layer, norm)
     fold_constants(module, known, example)
+
+
+def freeze_left_out(module, model):
+    """Fixes the zero biases that the dynamo exporter's optimizer has taken out of the file."""
+    left_out = set()
+    for node in (n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and len(n.input) < 3):
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        left_out.add(re.sub("weight$", "bias", node.input[1]))
+        left_out.update(f"{scope}.bias" for scope in ast.literal_eval(scopes)[-2:-1])
+    for name, parameter in module.named_parameters():
+        if name in left_out and not parameter.detach().any():
+            parameter.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -742,6 +760,7 @@ def check(name, form, network, bisam):
     load_statistics(module, source)
     if not form.endswith("train"):
         fold_as(module, source, zoo.inputs(network, 1 if form.endswith("default") else 2, 2))
+        freeze_left_out(module, onnx.load(path, load_external_data=False))
     fixed = fixed_batch(zoo.session(str(path)))
     row["batch"] = "fixed" if fixed else "any"
     size = BATCH if fixed in (None, 1) else fixed

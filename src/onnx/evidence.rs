@@ -13,6 +13,8 @@ pub(super) struct Evidence<'a> {
     pub(super) kind: Option<Kind>,
     /// Whether nothing says that the tensor is several things at once.
     pub(super) alone: bool,
+    /// Whether 1 − t is read beside t: the shares of a mixture are learned.
+    pub(super) mixes: bool,
 }
 
 impl Evidence<'_> {

@@ -228,7 +228,8 @@ impl Context<'_> {
         let alike = self.op == other.op && self.slot == other.slot && self.data != other.data;
         // One number may be read together with data and, apart from them, by what computes with constants: GeM's x^p and 1/p.
         let constant = [self, other].map(|c| c.data.is_empty());
-        let computed = self.module == other.module
+        let module = |c: &Self| c.module.map(repeated);
+        let computed = module(self) == module(other)
             && (constant[0] != constant[1] || constant == [true; 2] && self.module.is_some());
         let apart = self.module.zip(other.module).is_some_and(|(a, b)| repeated(a) != repeated(b));
         let near =

@@ -104,9 +104,17 @@ impl Record {
         self.initializers.contains(name)
     }
 
-    /// Whether TorchScript wrote this tensor as a Constant node; it keeps parameters among the initializers.
+    /// Whether PyTorch wrote this tensor as a Constant node; it keeps parameters among the initializers.
     pub(super) fn is_literal(&self, name: &str) -> bool {
-        name.starts_with('/') && name.contains("Constant") && !self.initializers.contains(name)
+        let script = name.starts_with('/') && name.contains("Constant");
+        let dynamo = !self.calls.is_empty() && self.outputs.contains(name);
+        (script || dynamo) && !self.initializers.contains(name)
+    }
+
+    /// Whether the exporter computed this tensor, and from no parameter: a mask, a grid, an initial state.
+    pub(super) fn is_computed(&self, name: &str) -> bool {
+        let own = |source: &String| !self.kinds.contains_key(source) && is_step(source);
+        self.folded.get(name).is_some_and(|sources| !sources.is_empty() && sources.iter().all(own))
     }
 
     /// The module that the node with this first output lies in: `layer1.0.bn1`; empty for the network itself.
@@ -208,6 +216,24 @@ fn module(node: &NodeProto) -> Option<String> {
     }
     Some(module)
 }
+
+/// Whether a value is a step of the program, by its name: `val_7`, or the operator and a number, as in `new_ones_1`.
+fn is_step(name: &str) -> bool {
+    let operator = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let operator = if operator.len() < name.len() { operator.strip_suffix('_').unwrap_or(operator) } else { operator };
+    STEPS.split_whitespace().any(|s| s == operator)
+}
+
+/// Operators of PyTorch that constants are made with. A parameter is not called like any of them.
+const STEPS: &str = "\
+    val value shape select_scatter slice_scatter getitem lifted_tensor lift_fresh_copy _tensor_constant scalar_tensor \
+    arange linspace ones zeros full eye empty new_ones new_zeros new_full new_empty ones_like zeros_like full_like \
+    add sub rsub mul div pow neg abs exp log sqrt rsqrt reciprocal sin cos floor ceil round clamp minimum maximum \
+    fmod remainder floor_divide cumsum sum mean outer eq ne lt le gt ge logical_and logical_or logical_not \
+    bitwise_and bitwise_or bitwise_not __and__ __or__ where masked_fill tril triu view reshape _unsafe_view flatten \
+    expand expand_as repeat tile squeeze unsqueeze permute transpose t cat stack split chunk unbind slice select \
+    index index_select gather pad constant_pad_nd roll flip meshgrid broadcast_to contiguous clone detach alias to \
+    _to_copy type_as fill copy";
 
 /// Whether an exporter or optimizer made this name up.
 pub(crate) fn is_generated(name: &str) -> bool {

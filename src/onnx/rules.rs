@@ -187,6 +187,9 @@ impl<'a> Rules<'a> {
         if tensor.uniform().is_some() && self.record.is_literal(name) {
             return (Role::Constant, "a constant of the program: initial states and the like");
         }
+        if self.record.is_computed(name) {
+            return (Role::Constant, "computed by the exporter, from no parameter: a mask, a grid or the like");
+        }
         // What is recorded of a merged tensor is true of one of its uses only; what is recorded of the use is better.
         let kind = match argument {
             Some(Argument::Stored(_, kind)) => Some(*kind),
@@ -200,8 +203,9 @@ impl<'a> Rules<'a> {
         // TorchScript writes numbers as Constant nodes: a numbered tensor among the initializers is folded from parameters.
         let folded = tensor.len() > 1 && name.starts_with("onnx::") && self.record.stores(name);
         let named = folded || self.record.is_named(name);
-        let of = Evidence { tensor, name, named, kind, alone };
         let uses: Vec<Use> = sites.iter().flat_map(|s| self.uses(s)).collect();
+        let mixes = named && uses.iter().any(|u| u.way.iter().any(|(n, slot)| self.is_complement(*n, *slot)));
+        let of = Evidence { tensor, name, named, kind, alone, mixes };
         let decisions: Vec<Decision> = uses.iter().map(|u| self.decide_use(&of, u)).collect();
         let Some(first) = decisions.first() else {
             return (Role::Constant, "nothing that depends on the input reads it");
@@ -363,7 +367,8 @@ impl<'a> Rules<'a> {
         if of.kind.is_none() && raw && self.scales_input(of, node, slot) {
             return (Role::Constant, "normalizes the input");
         }
-        if of.kind.is_none() && (is_formula(tensor) || of.is_table_name() || self.is_rotary(tensor, node)) {
+        let formula = is_formula(tensor) && !of.mixes;
+        if of.kind.is_none() && (formula || of.is_table_name() || self.is_rotary(tensor, node)) {
             return (Role::Constant, "a table of positions or the like");
         }
         let neutral = if matches!(node.op.as_str(), "Add" | "Sub") { 0.0 } else { 1.0 };
@@ -376,6 +381,13 @@ impl<'a> Rules<'a> {
             "bias, gain or position table"
         };
         (Role::Param, reason)
+    }
+
+    /// Whether a node computes 1 − t of its input `slot`.
+    fn is_complement(&self, node: NodeId, slot: usize) -> bool {
+        let node = &self.graph.nodes[node];
+        let one = |v: ValueId| self.graph.tensor(v).is_some_and(|t| t.uniform() == Some(1.0));
+        node.is("Sub") && slot == 1 && node.input(0).is_some_and(one)
     }
 
     /// Whether a named number is nevertheless part of a formula.

@@ -177,6 +177,45 @@ class Masks(nn.Module):
         return self.last(h)
 
 
+class Gain(nn.Module):
+    """1 + gain behind an embedding with a row of zeros, as in Gemma: the exporter folds the sum into ones without a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.gain, self.last = nn.Embedding(6, 8), nn.Parameter(torch.zeros(8)), nn.Linear(8, 3)
+        nn.init.zeros_(self.table.weight[0])
+
+    def forward(self, x):
+        h = self.table((x.abs() * 2).long().clamp(max=5))
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + self.gain)
+        return self.last(torch.tanh(h).mean(1))
+
+
+class Mixture(nn.Module):
+    """Shares that start as a ramp, as in RWKV: values like those of a table of positions, but learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.share, self.last = nn.Linear(6, 8), nn.Parameter(torch.arange(8) / 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(torch.tanh(h * self.share + h.roll(1, 1) * (1 - self.share)))
+
+
+class Computed(nn.Module):
+    """A grid that the program makes, and the exporter's optimizer folds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        steps = torch.linspace(-1, 1, 4, dtype=x.dtype)
+        grid = torch.stack([steps, torch.ones_like(steps)], 1).flatten() + 0.5
+        return self.last(torch.tanh(self.first(x) * grid))
+
+
 def export(network, form, path):
     x = torch.randn(4, 32 if needs_image(network) else (12 if isinstance(network, Copies) else 6))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -232,6 +271,9 @@ CASES = {
     "fixed": (Fixed, ("train",)),
     "placeholders": (Placeholders, ("script", "dynamo", "train")),
     "masks": (Masks, ("train",)),
+    "gain": (Gain, ("script",)),
+    "mixture": (Mixture, ("train",)),
+    "computed": (Computed, ("dynamo",)),
 }
 
 if __name__ == "__main__":
