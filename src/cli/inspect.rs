@@ -182,6 +182,9 @@ fn account(page: &mut Page, account: &Account) {
         let text = page.paint(&warning, Tone::Bad);
         page.line(&format!("  {text}"));
     }
+    if let Some(note) = account.note() {
+        page.line(&format!("  {note}"));
+    }
 }
 
 /// A row per tensor, or per group of tensors whose names differ in numbers only.

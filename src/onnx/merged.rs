@@ -96,6 +96,7 @@ impl<'a> Merged<'a> {
             }
             match (named, uniform) {
                 (true, true) => names[a] == names[b],
+                (false, _) if self.record.is_whole(own) => true,
                 // TorchScript numbers folded weights; what tells these apart is who reads them.
                 (true, false) if !is_numbered(names[a]) => !differ_in_numbers(names[a], names[b]),
                 (false, true) => x.is_again(y),

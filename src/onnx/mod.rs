@@ -25,5 +25,6 @@ pub use import::{Model, from_proto, import};
 pub use outputs::LeftOut;
 pub(crate) use outputs::of_tensors;
 pub(crate) use record::is_generated;
+pub(crate) use roles::COMPUTED;
 pub use roles::{Role, RoleReason, Untied};
 pub use tensor::{to_proto, to_tensor};

@@ -34,6 +34,8 @@ pub(super) struct Record {
     /// Names of initializers, and of what `Identity` nodes make of them.
     initializers: HashSet<String>,
     outputs: HashSet<String>,
+    /// Whether TorchScript's names of merged tensors are still there.
+    aliased: bool,
 }
 
 impl Record {
@@ -59,6 +61,7 @@ impl Record {
         record.initializers.extend(graph.sparse_initializer.iter().map(|t| t.values.name.clone()));
         for node in &graph.node {
             if node.op_type == "Identity" {
+                record.aliased |= node.input.iter().any(|i| record.initializers.contains(i));
                 record.initializers.extend(node.output.iter().cloned());
             }
             record.outputs.extend(node.output.iter().cloned());
@@ -97,6 +100,16 @@ impl Record {
         let source =
             self.folded.get(name).and_then(|names| if let [one] = names.as_slice() { Some(one) } else { None });
         self.initializers.contains(name) && !is_generated(source.map_or(name, String::as_str))
+    }
+
+    /// Whether this tensor was merged with no other, since where TorchScript merges, it leaves each one's name.
+    pub(super) fn is_whole(&self, name: &str) -> bool {
+        self.aliased && self.calls.is_empty() && self.is_named(name)
+    }
+
+    /// Whether the exporter computed this tensor from parameters and more, so that it holds none of them as it is.
+    pub(super) fn is_mixed(&self, name: &str) -> bool {
+        self.folded.get(name).is_some_and(|sources| sources.len() > 1 && !sources.iter().all(|s| is_step(s)))
     }
 
     /// Whether an initializer, or an `Identity` of one, has this name.

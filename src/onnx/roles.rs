@@ -45,6 +45,9 @@ pub struct Untied {
     pub through: Vec<String>,
 }
 
+/// The reason for training what the exporter computed from parameters: it stands for what is not in the file.
+pub(crate) const COMPUTED: &str = "computed by the exporter from parameters";
+
 /// A role, and why.
 pub(super) type Decision = (Role, &'static str);
 

@@ -4,7 +4,7 @@ use super::evidence::Evidence;
 use super::fixed::{is_bank, is_filter, is_formula, is_mask, is_unit_vector};
 use super::merged::{Merged, Site};
 use super::record::{Argument, Kind, Record};
-use super::roles::{Decision, Role};
+use super::roles::{COMPUTED, Decision, Role};
 use crate::ir::{Attr, Body, DType, Graph, Node, NodeId, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -216,6 +216,7 @@ impl<'a> Rules<'a> {
         match decisions.iter().find(|(role, _)| *role == Role::Param) {
             Some(_) if kind == Some(Kind::Buffer) => (Role::Constant, "the exporter recorded it as a buffer"),
             Some((_, _)) if kind == Some(Kind::Parameter) => (Role::Param, "the exporter recorded it as a parameter"),
+            Some(_) if self.record.is_mixed(name) => (Role::Param, COMPUTED),
             Some(decision) => *decision,
             None if kind == Some(Kind::Parameter) && decisions.iter().any(|d| d.1 != TABLE_OF_SINES) => {
                 (Role::Param, "the exporter recorded it as a parameter")

@@ -4,7 +4,7 @@ use super::stages::Stages;
 use crate::autodiff::table;
 use crate::error::Error;
 use crate::ir::{DType, Graph, Source, Value, ValueId};
-use crate::onnx::{Model, Role, RoleReason};
+use crate::onnx::{COMPUTED, Model, Role, RoleReason};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
@@ -40,6 +40,8 @@ pub struct Account {
     pub constant: Vec<Fixed>,
     /// Elements of weights that are stored as integers.
     pub quantized: usize,
+    /// Trained tensors that the exporter computed from parameters, which the file does not hold, or holds elsewhere, too.
+    pub computed: Vec<String>,
 }
 
 impl Account {
@@ -59,6 +61,9 @@ impl Account {
         let quantized = quantized(graph);
         for v in graph.value_ids().filter(|v| reached.contains(v)) {
             let name = graph[v].name.as_str();
+            if trained.contains(name) && roles.get(&v).is_some_and(|r| r.reason == COMPUTED) {
+                account.computed.push(name.to_owned());
+            }
             let Some(t) = graph.tensor(v).filter(|t| t.len() > 1 && !trained.contains(name) && !moved.contains(name))
             else {
                 continue;
@@ -108,6 +113,17 @@ impl Account {
             );
         }
         text
+    }
+
+    /// A word about what is trained in place of parameters.
+    pub fn note(&self) -> Option<String> {
+        (!self.computed.is_empty()).then(|| {
+            format!(
+                "the exporter has computed {} from parameters, and what it computed is trained; torch.onnx.export(…, optimize=False) keeps the \
+                 parameters themselves",
+                names(self.computed.iter(), |name| format!("`{name}`"))
+            )
+        })
     }
 
     /// What is worth a loud word: much of the model stays fixed, and the user did not ask for it.
@@ -193,7 +209,7 @@ fn quantized(graph: &Graph) -> HashSet<ValueId> {
     graph.nodes.iter().filter(reads).flat_map(|n| n.inputs.iter().flatten().copied().filter(small)).collect()
 }
 
-fn names<'a>(of: impl Iterator<Item = &'a Fixed> + Clone, show: impl Fn(&Fixed) -> String) -> String {
+fn names<T>(of: impl Iterator<Item = T> + Clone, show: impl Fn(T) -> String) -> String {
     let count = of.clone().count();
     let mut text = of.take(SHOWN).map(show).collect::<Vec<_>>().join(", ");
     if count > SHOWN {
