@@ -20,7 +20,8 @@ Each architecture of zoo_networks.py keeps its initial values, so that exporters
 - `last.onnx` must give the same answer twice, and PyTorch's in evaluation mode within 1e-3 of what the steps moved it by.
 
 Where an exporter folds (BatchNormalization into a convolution, a parametrization into its weight), what is left in the file is
-trained in PyTorch, too; a bias of zeros that it takes out of the file is fixed.
+trained in PyTorch, too; where the dynamo exporter's record says that a tensor was computed from several, and they differ for that
+reason, the export is left out, named in the report; a bias of zeros that it takes out of the file is fixed.
 
 Near the kink of a Relu rounding decides, and where a network is steep, steps magnify that. So batches are taken on which PyTorch's
 float32 run repeats its float64 one; up to three of them are tried, and one that agrees is enough. If there is no such batch
@@ -587,6 +588,10 @@ def expectations(module, arrays, tensors):
     return {k: e for k, e in found.items() if k not in buffers or e.moved > 0 and (k in running or k in tensors)}, before
 
 
+PARTS = 3
+"""Tensors that one parameter is looked for in."""
+
+
 def compare(module, arrays, source, result):
     """Errors by tensor name, each with what is wrong where something is."""
     wanted, before = expectations(module, arrays, source)
@@ -606,6 +611,18 @@ def compare(module, arrays, source, result):
             errors[name] = (error, "")
         else:
             errors[name] = (min(error, 1e9), "not found" if known.has(before[name]) else "not in the export")
+    for name in [k for k, (_, why) in errors.items() if why]:
+        # Parts of a parameter of equal elements can be told by where they end up alone.
+        start = before[name].reshape(-1)
+        alike = [k for k, v in result.items() if k not in used and v.size < start.size and (source.get(k, start[0]) == start[0]).all()]
+        parts = [k for k in alike if not np.array_equal(source.get(k), result[k])][:8]
+        for count in range(2, PARTS + 1):
+            for some in itertools.permutations(parts, count):
+                if sum(result[k].size for k in some) == start.size:
+                    error = wanted[name].error(np.concatenate([result[k].reshape(-1) for k in some]))
+                    if error <= TOLERANCE:
+                        errors[name] = (error, "")
+                        used.update(some)
     bytes_before = {v.tobytes() for v in source.values()}
     for name, value in result.items():
         changed = not (name in source and np.array_equal(source[name], value)) and value.tobytes() not in bytes_before
@@ -714,6 +731,7 @@ def attempt(name, form, path, module, source, size, bisam, method, steps, own, m
         return row | {"wrong": "the exported file gives another answer each time"}, False
     if worst <= TOLERANCE and output <= max(OUTPUT_TOLERANCE, 3 * own_output):
         return row, False
+    row["off"] = [k for k, (e, _) in errors.items() if not e <= TOLERANCE]
     off = sorted(((e, k, why) for k, (e, why) in errors.items() if not e <= TOLERANCE), reverse=True)
     told = [f"{k} {why}" if why else f"{k} off by {e:.1e}" for e, k, why in off[:4]]
     row["wrong"] = f"{len(off)} of {len(errors)} tensors: {'; '.join(told)}; outputs off by {output:.1e}, PyTorch's float32 by {own:.0e}"
@@ -771,8 +789,26 @@ def check(name, form, network, bisam):
             row[method] = {"refused": str(error)}
             break
         if "wrong" in row[method]:
+            mixed = mixed_of(module, path) if form.startswith("dynamo") else {}
+            off = {k.lstrip("+") for k in row[method]["off"] if not k.startswith("folded.")}
+            if mixed and off <= set(mixed) | set().union(*mixed.values()):
+                made = "; ".join(f"`{name}` of {', '.join(sorted(parameters))}" for name, parameters in mixed.items())
+                row["left out"] = f"the exporter has made {made}, and PyTorch trains these"
             break
     return row
+
+
+def mixed_of(module, path):
+    """The parameters that the dynamo exporter's optimizer has computed each tensor of a file from, where it took more than one thing."""
+    parameters, found = {k for k, _ in module.named_parameters()}, {}
+    graph = onnx.load(path, load_external_data=False).graph
+    for value in (*graph.initializer, *graph.value_info):
+        for entry in value.metadata_props:
+            if entry.key == "pkg.onnxscript.optimizer.folded_from":
+                sources = ast.literal_eval(entry.value)
+                if len(sources) > 1 and parameters.intersection(sources):
+                    found[value.name] = parameters.intersection(sources)
+    return found
 
 
 def check_live(name, form, network, path, bisam):
