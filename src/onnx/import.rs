@@ -6,7 +6,7 @@ use super::outputs::{LeftOut, Part};
 use super::record::Record;
 use super::roles::{Role, RoleReason, Untied, assign};
 use super::tensor::{narrow_type, strings};
-use super::{artifacts, changes, inline, upgrade};
+use super::{artifacts, changes, inline, laid_out, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
@@ -71,7 +71,8 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
 ///
 /// # Errors
 /// As [`import`], but the file is not named.
-pub fn from_proto(path: &Path, proto: ModelProto) -> Result<Model> {
+pub fn from_proto(path: &Path, mut proto: ModelProto) -> Result<Model> {
+    laid_out::gather(&mut proto, folder_of(path))?;
     let Imported { mut graph, attributes, left_out } = to_graph(&proto, folder_of(path))
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.

@@ -9,6 +9,7 @@ mod external;
 mod fixed;
 mod import;
 mod inline;
+mod laid_out;
 mod merged;
 mod outputs;
 mod record;

@@ -112,6 +112,13 @@ impl Record {
         self.folded.get(name).is_some_and(|sources| sources.len() > 1 && !sources.iter().all(|s| is_step(s)))
     }
 
+    /// The one weight that the exporter computed this tensor from, by its name in the program.
+    pub(super) fn single_source(&self, name: &str) -> Option<&str> {
+        let mut sources = self.folded.get(name)?.iter().filter(|s| s.ends_with("weight"));
+        let first = sources.next()?;
+        sources.next().is_none().then_some(first.as_str())
+    }
+
     /// Whether an initializer, or an `Identity` of one, has this name.
     pub(super) fn stores(&self, name: &str) -> bool {
         self.initializers.contains(name)

@@ -216,6 +216,19 @@ class Computed(nn.Module):
         return self.last(torch.tanh(self.first(x) * grid))
 
 
+class Rows(nn.Module):
+    """Tables that are looked up at constant places, as BERT's token types: the dynamo exporter keeps what is found there."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.types, self.last = nn.Linear(2, 8), nn.Embedding(2, 8), nn.Linear(8, 3)
+        self.register_buffer("ids", torch.zeros(1, 3, dtype=torch.long))
+
+    def forward(self, x):
+        h = self.first(x.view(-1, 3, 2)) + self.types(self.ids)
+        return self.last(torch.tanh(h + self.types(self.ids + 1).transpose(1, 2).flip(2).transpose(1, 2)).mean(1))
+
+
 def export(network, form, path):
     x = torch.randn(4, 32 if needs_image(network) else (12 if isinstance(network, Copies) else 6))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -274,6 +287,7 @@ CASES = {
     "gain": (Gain, ("script",)),
     "mixture": (Mixture, ("train",)),
     "computed": (Computed, ("dynamo",)),
+    "rows": (Rows, ("dynamo",)),
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+//! Parameters that the dynamo exporter's optimizer has looked up, expanded or reshaped ahead of time, made parameters again.
+//!
+//! It replaces `Gather(token_type_embeddings, zeros)` by a table with one row many times, and the parameter leaves the file. Equal slices of
+//! random values are one slice laid out; so the file gets the different slices as a parameter, and a `Gather` that lays them out.
+
+use super::external::DataFiles;
+use super::fixed::is_mask;
+use super::record::Record;
+use super::tensor::to_proto;
+use crate::error::Result;
+use crate::ir::Tensor;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
+use protobuf::EnumOrUnknown;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Elements from which on a tensor is not looked at.
+const LARGEST: usize = 1 << 24;
+
+/// Makes parameters again of what the optimizer computed from one each; data outside of the file lie in `folder`.
+pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
+    let Some(graph) = proto.graph.as_mut() else { return Ok(()) };
+    let record = Record::new(graph);
+    let mut files = DataFiles::new(folder);
+    let mixed: Vec<usize> = (0..graph.initializer.len())
+        .filter(|i| record.is_mixed(&graph.initializer[*i].name) && graph.initializer[*i].dims.len() > 1)
+        .collect();
+    let mut made = Vec::new();
+    for i in mixed {
+        let name = graph.initializer[i].name.clone();
+        let Ok(tensor) = files.read(&graph.initializer[i]) else { continue };
+        if !tensor.dtype().is_float() || tensor.len() > LARGEST || tensor.uniform().is_some() || is_mask(&tensor) {
+            continue;
+        }
+        let Some(source) = record.single_source(&name) else { continue };
+        if let Some(layout) = Layout::of(&tensor) {
+            let parameter = if is_free(graph, source) { source.to_owned() } else { format!("{name}/rows") };
+            graph.initializer[i] = as_parameter(to_proto(&parameter, &layout.slices));
+            made.extend(layout.nodes(graph, &parameter, &name)?);
+        }
+    }
+    graph.node.splice(0..0, made);
+    Ok(())
+}
+
+fn is_free(graph: &GraphProto, name: &str) -> bool {
+    let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|i| &i.name));
+    !made.chain(graph.initializer.iter().map(|i| &i.name)).any(|n| n == name)
+}
+
+fn as_parameter(mut tensor: TensorProto) -> TensorProto {
+    tensor.metadata_props.push(StringStringEntryProto {
+        key: "pkg.torch.export.graph_signature.InputSpec.kind".into(),
+        value: "PARAMETER".into(),
+        ..Default::default()
+    });
+    tensor
+}
+
+/// A tensor as its different slices across one axis.
+struct Layout {
+    /// [slices, elements along `axis`].
+    slices: Tensor,
+    /// The slice at each place of the other axes.
+    indices: Vec<i64>,
+    shape: Vec<usize>,
+    axis: usize,
+}
+
+impl Layout {
+    /// The one with the fewest elements, if slices repeat.
+    fn of(tensor: &Tensor) -> Option<Self> {
+        let (shape, values) = (tensor.shape(), tensor.to_f64());
+        let along = |axis: usize| {
+            let (length, stride): (usize, usize) = (shape[axis], shape[axis + 1..].iter().product());
+            let mut known: HashMap<Vec<u64>, i64> = HashMap::new();
+            let (mut rows, mut indices) = (Vec::new(), Vec::new());
+            for first in (0..values.len()).filter(|i| (i / stride).is_multiple_of(length)) {
+                let slice: Vec<f64> = (0..length).map(|t| values[first + t * stride]).collect();
+                let next = known.len() as i64;
+                let key = slice.iter().map(|v| v.to_bits()).collect();
+                indices.push(*known.entry(key).or_insert_with(|| {
+                    rows.extend_from_slice(&slice);
+                    next
+                }));
+            }
+            (rows, indices, axis)
+        };
+        let axes = (0..shape.len()).filter(|a| shape[*a] > 1).map(along);
+        let (rows, indices, axis) = axes.min_by_key(|(rows, ..)| rows.len())?;
+        (rows.len() < values.len()).then(|| Self {
+            slices: Tensor::from_f64(tensor.dtype(), &[rows.len() / shape[axis], shape[axis]], &rows),
+            indices,
+            shape: shape.to_vec(),
+            axis,
+        })
+    }
+
+    /// Nodes that lay `parameter` out as `name`; the indices become an initializer.
+    fn nodes(&self, graph: &mut GraphProto, parameter: &str, name: &str) -> Result<Vec<NodeProto>> {
+        let others: Vec<usize> = (0..self.shape.len()).filter(|a| *a != self.axis).collect();
+        let dims: Vec<usize> = others.iter().map(|a| self.shape[*a]).collect();
+        let indices = format!("{name}/indices");
+        graph.initializer.push(to_proto(&indices, &Tensor::new(&dims, &self.indices)?));
+        let last = self.axis + 1 == self.shape.len();
+        let gathered = if last { name.to_owned() } else { format!("{name}/gathered") };
+        let node = |op: &str, input: Vec<String>, output: &str| NodeProto {
+            name: format!("{output}/{op}"),
+            op_type: op.into(),
+            input,
+            output: vec![output.to_owned()],
+            ..Default::default()
+        };
+        let mut nodes = vec![node("Gather", vec![parameter.to_owned(), indices], &gathered)];
+        if !last {
+            // The axis of the slices comes out last.
+            let place = |a: usize| others.iter().position(|o| *o == a).unwrap_or(others.len());
+            let perm = AttributeProto {
+                name: "perm".into(),
+                ints: (0..self.shape.len()).map(|a| place(a) as i64).collect(),
+                type_: EnumOrUnknown::new(AttributeType::INTS),
+                ..Default::default()
+            };
+            nodes.push(NodeProto { attribute: vec![perm], ..node("Transpose", vec![gathered], name) });
+        }
+        Ok(nodes)
+    }
+}
