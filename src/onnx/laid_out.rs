@@ -1,5 +1,7 @@
 //! Parameters that the dynamo exporter's optimizer has looked up, expanded or reshaped ahead of time, made parameters again.
 //!
+//! Copies that it made of one weight are one again, too.
+//!
 //! It replaces `Gather(token_type_embeddings, zeros)` by a table with one row many times, and the parameter leaves the file. Equal slices of
 //! random values are one slice laid out; so the file gets the different slices as a parameter, and a `Gather` that lays them out.
 
@@ -12,7 +14,7 @@ use crate::ir::Tensor;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
 use protobuf::EnumOrUnknown;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Elements from which on a tensor is not looked at.
@@ -41,7 +43,60 @@ pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
         }
     }
     graph.node.splice(0..0, made);
+    untransposed(graph, &record, &mut files);
+    tie(graph, &record);
     Ok(())
+}
+
+/// Reads a matrix that is in the file itself and transposed, too, from one place: a layer that is an embedding at the other end.
+fn untransposed(graph: &mut GraphProto, record: &Record, files: &mut DataFiles) {
+    let at: HashMap<&str, usize> = graph.initializer.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+    let mut nodes = Vec::new();
+    for t in &graph.initializer {
+        let source = record.only_source(&t.name).and_then(|s| at.get(s)).map(|i| &graph.initializer[*i]);
+        let Some(source) = source.filter(|s| s.dims.len() == 2 && s.dims.iter().rev().eq(&t.dims)) else { continue };
+        let (Ok(a), Ok(b)) = (files.read(source), files.read(t)) else { continue };
+        let (a, b, rows, columns) = (a.to_f64(), b.to_f64(), t.dims[0] as usize, t.dims[1] as usize);
+        if (0..rows).all(|r| (0..columns).all(|c| b[r * columns + c] == a[c * rows + r])) {
+            nodes.push(NodeProto {
+                name: format!("{}/Transpose", t.name),
+                op_type: "Transpose".into(),
+                input: vec![source.name.clone()],
+                output: vec![t.name.clone()],
+                ..Default::default()
+            });
+        }
+    }
+    let made: HashSet<String> = nodes.iter().flat_map(|n| n.output.clone()).collect();
+    graph.initializer.retain(|t| !made.contains(&t.name));
+    graph.node.splice(0..0, nodes);
+}
+
+/// Makes one initializer of equal ones that the optimizer computed from the same parameter: of a layer applied twice, it transposes the
+/// weight twice.
+fn tie(graph: &mut GraphProto, record: &Record) {
+    if graph.node.iter().flat_map(|n| &n.attribute).any(|a| a.g.is_some()) {
+        return;
+    }
+    let mut first: HashMap<String, usize> = HashMap::new();
+    let mut copies: HashMap<String, String> = HashMap::new();
+    for (i, t) in graph.initializer.iter().enumerate() {
+        let Some(source) = record.only_source(&t.name) else { continue };
+        let original = *first.entry(source.to_owned()).or_insert(i);
+        let same = |o: &TensorProto| {
+            TensorProto { name: t.name.clone(), metadata_props: t.metadata_props.clone(), ..o.clone() } == *t
+        };
+        if original != i && t.external_data.is_empty() && same(&graph.initializer[original]) {
+            copies.insert(t.name.clone(), graph.initializer[original].name.clone());
+        }
+    }
+    for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
+        if let Some(original) = copies.get(input) {
+            input.clone_from(original);
+        }
+    }
+    let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+    graph.initializer.retain(|t| !copies.contains_key(&t.name) || outputs.contains(&t.name));
 }
 
 fn is_free(graph: &GraphProto, name: &str) -> bool {

@@ -88,18 +88,13 @@ impl Record {
 
     /// What the exporter says that the tensor `name` is.
     pub(super) fn kind(&self, name: &str) -> Option<Kind> {
-        let folded = || {
-            let [source] = self.folded.get(name)?.as_slice() else { return None };
-            self.kinds.get(source).copied()
-        };
+        let folded = || self.kinds.get(self.only_source(name)?).copied();
         self.kinds.get(name).copied().or_else(folded)
     }
 
     /// Whether a person chose this name: it is an initializer's, or that of an `Identity` of one, and no exporter's way to number constants.
     pub(super) fn is_named(&self, name: &str) -> bool {
-        let source =
-            self.folded.get(name).and_then(|names| if let [one] = names.as_slice() { Some(one) } else { None });
-        self.initializers.contains(name) && !is_generated(source.map_or(name, String::as_str))
+        self.initializers.contains(name) && !is_generated(self.only_source(name).unwrap_or(name))
     }
 
     /// Whether this tensor was merged with no other, since where TorchScript merges, it leaves each one's name.
@@ -110,6 +105,11 @@ impl Record {
     /// Whether the exporter computed this tensor from parameters and more, so that it holds none of them as it is.
     pub(super) fn is_mixed(&self, name: &str) -> bool {
         self.folded.get(name).is_some_and(|sources| sources.len() > 1 && !sources.iter().all(|s| is_step(s)))
+    }
+
+    /// The one thing that the exporter computed this tensor from.
+    pub(super) fn only_source(&self, name: &str) -> Option<&str> {
+        if let [one] = self.folded.get(name)?.as_slice() { Some(one) } else { None }
     }
 
     /// The one weight that the exporter computed this tensor from, by its name in the program.
