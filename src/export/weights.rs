@@ -1,6 +1,7 @@
 //! The user's `ModelProto` with new values and nothing else changed.
 //!
-//! Three exceptions: parameters that an exporter had merged get initializers of their own, a training-mode file comes back
+//! Four exceptions: parameters that an exporter had merged get initializers of their own, what it had laid out of one parameter is
+//! laid out by a node (see `onnx/laid_out.rs`), a training-mode file comes back
 //! ready for inference (see [`inference`](super::inference)), and data kept outside the file moves into it.
 
 use super::inference::ready_for_inference;
