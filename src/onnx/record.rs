@@ -253,7 +253,9 @@ const STEPS: &str = "\
     bitwise_and bitwise_or bitwise_not __and__ __or__ where masked_fill tril triu view reshape _unsafe_view flatten \
     expand expand_as repeat tile squeeze unsqueeze permute transpose t cat stack split chunk unbind slice select \
     index index_select gather pad constant_pad_nd roll flip meshgrid broadcast_to contiguous clone detach alias to \
-    _to_copy type_as fill copy";
+    _to_copy type_as fill copy \
+    softmax log_softmax sigmoid tanh relu prod cumprod amax amin max min argmax argsort sort topk std var linalg_vector_norm norm matmul \
+    mm bmm einsum diag diagonal clamp_min clamp_max sign erf square";
 
 /// Whether an exporter or optimizer made this name up.
 pub(crate) fn is_generated(name: &str) -> bool {
