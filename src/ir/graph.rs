@@ -299,21 +299,24 @@ impl Graph {
         from: impl IntoIterator<Item = ValueId>,
         through: impl Fn(&Value) -> bool,
     ) -> HashSet<ValueId> {
-        let mut set: HashSet<ValueId> = from.into_iter().collect();
-        for node in &self.nodes {
-            if node.inputs.iter().flatten().any(|v| set.contains(v)) {
-                set.extend(node.outputs.iter().flatten().filter(|v| through(&self[**v])));
-            }
-        }
-        set
+        self.reached(from, |_, v| through(&self[v]))
     }
 
     /// The values of `from` and what depends on their elements, not on their shapes alone.
     pub fn data(&self, from: impl IntoIterator<Item = ValueId>) -> HashSet<ValueId> {
+        self.reached(from, |node, _| !node.reads_shapes_only())
+    }
+
+    /// The values of `from`, and every output that `passes` of a node that reads one of the set.
+    fn reached(
+        &self,
+        from: impl IntoIterator<Item = ValueId>,
+        passes: impl Fn(&Node, ValueId) -> bool,
+    ) -> HashSet<ValueId> {
         let mut set: HashSet<ValueId> = from.into_iter().collect();
-        for node in self.nodes.iter().filter(|n| !n.reads_shapes_only()) {
+        for node in &self.nodes {
             if node.inputs.iter().flatten().any(|v| set.contains(v)) {
-                set.extend(node.outputs.iter().flatten());
+                set.extend(node.outputs.iter().flatten().filter(|v| passes(node, **v)));
             }
         }
         set

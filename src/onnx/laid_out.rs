@@ -1,9 +1,8 @@
-//! Parameters that the dynamo exporter's optimizer has looked up, expanded or reshaped ahead of time, made parameters again.
-//!
-//! Copies that it made of one weight are one again, too.
+//! Parameters that the dynamo exporter's optimizer has looked up, expanded or transposed ahead of time, made parameters again.
 //!
 //! It replaces `Gather(token_type_embeddings, zeros)` by a table with one row many times, and the parameter leaves the file. Equal slices of
-//! random values are one slice laid out; so the file gets the different slices as a parameter, and a `Gather` that lays them out.
+//! random values are one slice laid out; so the file gets the different slices as a parameter, and a `Gather` that lays them out. Copies
+//! that it made of one weight are one again, too.
 
 use super::external::DataFiles;
 use super::fixed::is_mask;
@@ -25,17 +24,16 @@ pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
     let Some(graph) = proto.graph.as_mut() else { return Ok(()) };
     let record = Record::new(graph);
     let mut files = DataFiles::new(folder);
-    let mixed: Vec<usize> = (0..graph.initializer.len())
-        .filter(|i| record.is_mixed(&graph.initializer[*i].name) && graph.initializer[*i].dims.len() > 1)
-        .collect();
     let mut made = Vec::new();
-    for i in mixed {
+    for i in 0..graph.initializer.len() {
         let name = graph.initializer[i].name.clone();
+        let weight =
+            record.only_weight(&name).filter(|_| record.is_mixed(&name) && graph.initializer[i].dims.len() > 1);
+        let Some(source) = weight else { continue };
         let Ok(tensor) = files.read(&graph.initializer[i]) else { continue };
         if !tensor.dtype().is_float() || tensor.len() > LARGEST || tensor.uniform().is_some() || is_mask(&tensor) {
             continue;
         }
-        let Some(source) = record.single_source(&name) else { continue };
         if let Some(layout) = Layout::of(&tensor) {
             let parameter = if is_free(graph, source) { source.to_owned() } else { format!("{name}/rows") };
             graph.initializer[i] = as_parameter(to_proto(&parameter, &layout.slices));
@@ -44,7 +42,7 @@ pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
     }
     graph.node.splice(0..0, made);
     untransposed(graph, &record, &mut files);
-    tie(graph, &record);
+    tie(graph, &record, &mut files);
     Ok(())
 }
 
@@ -58,13 +56,7 @@ fn untransposed(graph: &mut GraphProto, record: &Record, files: &mut DataFiles) 
         let (Ok(a), Ok(b)) = (files.read(source), files.read(t)) else { continue };
         let (a, b, rows, columns) = (a.to_f64(), b.to_f64(), t.dims[0] as usize, t.dims[1] as usize);
         if (0..rows).all(|r| (0..columns).all(|c| b[r * columns + c] == a[c * rows + r])) {
-            nodes.push(NodeProto {
-                name: format!("{}/Transpose", t.name),
-                op_type: "Transpose".into(),
-                input: vec![source.name.clone()],
-                output: vec![t.name.clone()],
-                ..Default::default()
-            });
+            nodes.push(node("Transpose", vec![source.name.clone()], &t.name));
         }
     }
     let made: HashSet<String> = nodes.iter().flat_map(|n| n.output.clone()).collect();
@@ -74,7 +66,7 @@ fn untransposed(graph: &mut GraphProto, record: &Record, files: &mut DataFiles) 
 
 /// Makes one initializer of equal ones that the optimizer computed from the same parameter: of a layer applied twice, it transposes the
 /// weight twice.
-fn tie(graph: &mut GraphProto, record: &Record) {
+fn tie(graph: &mut GraphProto, record: &Record, files: &mut DataFiles) {
     if graph.node.iter().flat_map(|n| &n.attribute).any(|a| a.g.is_some()) {
         return;
     }
@@ -83,11 +75,12 @@ fn tie(graph: &mut GraphProto, record: &Record) {
     for (i, t) in graph.initializer.iter().enumerate() {
         let Some(source) = record.only_source(&t.name) else { continue };
         let original = *first.entry(source.to_owned()).or_insert(i);
-        let same = |o: &TensorProto| {
-            TensorProto { name: t.name.clone(), metadata_props: t.metadata_props.clone(), ..o.clone() } == *t
-        };
-        if original != i && t.external_data.is_empty() && same(&graph.initializer[original]) {
-            copies.insert(t.name.clone(), graph.initializer[original].name.clone());
+        let original = &graph.initializer[original];
+        if original.name != t.name
+            && let (Ok(a), Ok(b)) = (files.read(original), files.read(t))
+            && a == b
+        {
+            copies.insert(t.name.clone(), original.name.clone());
         }
     }
     for input in graph.node.iter_mut().flat_map(|n| &mut n.input) {
@@ -97,6 +90,16 @@ fn tie(graph: &mut GraphProto, record: &Record) {
     }
     let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     graph.initializer.retain(|t| !copies.contains_key(&t.name) || outputs.contains(&t.name));
+}
+
+fn node(op: &str, input: Vec<String>, output: &str) -> NodeProto {
+    NodeProto {
+        name: format!("{output}/{op}"),
+        op_type: op.into(),
+        input,
+        output: vec![output.to_owned()],
+        ..Default::default()
+    }
 }
 
 fn is_free(graph: &GraphProto, name: &str) -> bool {
@@ -160,13 +163,6 @@ impl Layout {
         graph.initializer.push(to_proto(&indices, &Tensor::new(&dims, &self.indices)?));
         let last = self.axis + 1 == self.shape.len();
         let gathered = if last { name.to_owned() } else { format!("{name}/gathered") };
-        let node = |op: &str, input: Vec<String>, output: &str| NodeProto {
-            name: format!("{output}/{op}"),
-            op_type: op.into(),
-            input,
-            output: vec![output.to_owned()],
-            ..Default::default()
-        };
         let mut nodes = vec![node("Gather", vec![parameter.to_owned(), indices], &gathered)];
         if !last {
             // The axis of the slices comes out last.

@@ -29,25 +29,25 @@ const REACH: usize = 64;
 
 /// Tells the places apart that read one stored tensor.
 pub(super) struct Merged<'a> {
-    graph: &'a Graph,
-    record: &'a Record,
-    readers: &'a HashMap<ValueId, Vec<NodeId>>,
-    producers: HashMap<ValueId, NodeId>,
+    pub graph: &'a Graph,
+    pub record: &'a Record,
+    pub readers: HashMap<ValueId, Vec<NodeId>>,
+    pub producers: HashMap<ValueId, NodeId>,
     /// Values that depend on the values of inputs.
-    data: HashSet<ValueId>,
+    pub data: HashSet<ValueId>,
     /// Whether the network was exported before training: some normalization has a gain of ones.
     fresh: bool,
 }
 
 impl<'a> Merged<'a> {
-    /// For the tensors of `graph`.
-    pub(super) fn new(graph: &'a Graph, record: &'a Record, readers: &'a HashMap<ValueId, Vec<NodeId>>) -> Self {
+    /// For the tensors of `graph`, in which what follows from the values of `inputs` is data.
+    pub(super) fn new(graph: &'a Graph, record: &'a Record, inputs: impl Iterator<Item = ValueId>) -> Self {
         let gain = |v: ValueId| graph.constant(v).is_some_and(|t| t.len() > 1 && t.uniform() == Some(1.0));
         let producers = graph.producers();
         let source = |v: Option<ValueId>| v.map(|v| behind_identities(graph, &producers, v));
         let ones = |n: &crate::ir::Node| n.op.ends_with("Normalization") && source(n.input(1)).is_some_and(gain);
         let fresh = graph.nodes.iter().any(ones);
-        let data = graph.data(graph.inputs.iter().copied());
+        let (data, readers) = (graph.data(inputs), graph.readers());
         Self { graph, record, readers, producers, data, fresh }
     }
 
@@ -229,10 +229,10 @@ impl Context<'_> {
         let alike = self.op == other.op && self.slot == other.slot && self.data != other.data;
         // One number may be read together with data and, apart from them, by what computes with constants: GeM's x^p and 1/p.
         let constant = [self, other].map(|c| c.data.is_empty());
-        let module = |c: &Self| c.module.map(repeated);
-        let computed = module(self) == module(other)
-            && (constant[0] != constant[1] || constant == [true; 2] && self.module.is_some());
-        let apart = self.module.zip(other.module).is_some_and(|(a, b)| repeated(a) != repeated(b));
+        let modules = [self, other].map(|c| c.module.map(repeated));
+        let computed =
+            modules[0] == modules[1] && (constant[0] != constant[1] || constant == [true; 2] && self.module.is_some());
+        let apart = modules[0].zip(modules[1]).is_some_and(|(a, b)| a != b);
         let near =
             self.before.is_some() && self.before == other.before || self.after.is_some() && self.after == other.after;
         computed || alike && !apart && near

@@ -104,19 +104,25 @@ impl Record {
 
     /// Whether the exporter computed this tensor from parameters and more, so that it holds none of them as it is.
     pub(super) fn is_mixed(&self, name: &str) -> bool {
-        self.folded.get(name).is_some_and(|sources| sources.len() > 1 && !sources.iter().all(|s| is_step(s)))
+        let sources = self.sources(name);
+        sources.len() > 1 && !sources.iter().all(|s| is_step(s))
+    }
+
+    /// What the exporter computed this tensor from, by the names in the program.
+    fn sources(&self, name: &str) -> &[String] {
+        self.folded.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// The one thing that the exporter computed this tensor from.
     pub(super) fn only_source(&self, name: &str) -> Option<&str> {
-        if let [one] = self.folded.get(name)?.as_slice() { Some(one) } else { None }
+        if let [one] = self.sources(name) { Some(one) } else { None }
     }
 
-    /// The one weight that the exporter computed this tensor from, by its name in the program.
-    pub(super) fn single_source(&self, name: &str) -> Option<&str> {
-        let mut sources = self.folded.get(name)?.iter().filter(|s| s.ends_with("weight"));
-        let first = sources.next()?;
-        sources.next().is_none().then_some(first.as_str())
+    /// The one weight among the things that the exporter computed this tensor from.
+    pub(super) fn only_weight(&self, name: &str) -> Option<&str> {
+        let mut weights = self.sources(name).iter().filter(|s| s.ends_with("weight"));
+        let first = weights.next()?;
+        weights.next().is_none().then_some(first.as_str())
     }
 
     /// Whether an initializer, or an `Identity` of one, has this name.
@@ -134,7 +140,8 @@ impl Record {
     /// Whether the exporter computed this tensor, and from no parameter: a mask, a grid, an initial state.
     pub(super) fn is_computed(&self, name: &str) -> bool {
         let own = |source: &String| !self.kinds.contains_key(source) && is_step(source);
-        self.folded.get(name).is_some_and(|sources| !sources.is_empty() && sources.iter().all(own))
+        let sources = self.sources(name);
+        !sources.is_empty() && sources.iter().all(own)
     }
 
     /// The module that the node with this first output lies in: `layer1.0.bn1`; empty for the network itself.

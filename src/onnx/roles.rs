@@ -4,7 +4,7 @@
 //! or combined with other constants: a weight that is standardised is a weight. Where that leaves a choice (a single number, a table, what comes before
 //! all weights), the record of the exporter, the name, the values and the position decide, in this order.
 
-use super::merged::{Merged, Site};
+use super::merged::Site;
 use super::record::{Argument, Record};
 use super::rules::Rules;
 use crate::error::{Error, Result};
@@ -54,11 +54,9 @@ pub(super) type Decision = (Role, &'static str);
 /// Decides about every float constant, and gives the uses of a merged one tensors of their own. With the decisions comes what was untied.
 pub(super) fn assign(graph: &mut Graph, record: &Record) -> Result<(Vec<RoleReason>, Vec<Untied>)> {
     let plan = {
-        let readers = graph.readers();
-        let merged = Merged::new(graph, record, &readers);
-        let rules = Rules::new(graph, record, &readers, graph.inputs.iter().copied());
+        let rules = Rules::new(graph, record, graph.inputs.iter().copied());
         let floats = graph.value_ids().filter(|v| graph.constant(*v).is_some_and(|t| t.dtype().is_float()));
-        floats.map(|v| (v, rules.decide(&merged, v))).collect::<Vec<_>>()
+        floats.map(|v| (v, rules.decide(v))).collect::<Vec<_>>()
     };
     let (mut roles, mut untied) = (Vec::new(), Vec::new());
     for (value, groups) in plan {

@@ -6,7 +6,7 @@ use super::merged::{Merged, Site};
 use super::record::{Argument, Kind, Record};
 use super::roles::{COMPUTED, Decision, Role};
 use crate::ir::{Attr, Body, DType, Graph, Node, NodeId, Tensor, ValueId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Input slots that hold weights by the operator's own meaning.
@@ -102,35 +102,25 @@ const LAYOUT: &[&str] = &[
 
 /// What the rules look at in one graph: the model's, or the body of a node.
 pub(super) struct Rules<'a> {
-    graph: &'a Graph,
-    record: &'a Record,
-    readers: &'a HashMap<ValueId, Vec<NodeId>>,
-    producers: HashMap<ValueId, NodeId>,
-    /// Values that depend on the values of the inputs.
-    data: HashSet<ValueId>,
-    /// Those of them that no weight has met yet.
+    tensors: Merged<'a>,
+    /// Data that no weight has met yet.
     raw: HashSet<ValueId>,
 }
 
 impl<'a> Rules<'a> {
-    pub(super) fn new(
-        graph: &'a Graph,
-        record: &'a Record,
-        readers: &'a HashMap<ValueId, Vec<NodeId>>,
-        inputs: impl Iterator<Item = ValueId>,
-    ) -> Self {
-        let data = graph.data(inputs);
-        let producers = graph.producers();
-        let mut rules = Self { graph, record, readers, producers, data, raw: HashSet::new() };
+    /// For `graph`, in which what follows from the values of `inputs` is data.
+    pub(super) fn new(graph: &'a Graph, record: &'a Record, inputs: impl Iterator<Item = ValueId>) -> Self {
+        let mut rules = Self { tensors: Merged::new(graph, record, inputs), raw: HashSet::new() };
         rules.raw = rules.before_weights();
         rules
     }
 
     /// The data that no weight has met: computed from inputs by operators without weights, and filters of a preprocessing.
     fn before_weights(&self) -> HashSet<ValueId> {
-        let mut raw: HashSet<ValueId> = self.graph.inputs.iter().copied().filter(|v| self.data.contains(v)).collect();
-        for node in &self.graph.nodes {
-            let mut read = node.inputs.iter().flatten().filter(|v| self.data.contains(v)).peekable();
+        let mut raw: HashSet<ValueId> =
+            self.tensors.graph.inputs.iter().copied().filter(|v| self.tensors.data.contains(v)).collect();
+        for node in &self.tensors.graph.nodes {
+            let mut read = node.inputs.iter().flatten().filter(|v| self.tensors.data.contains(v)).peekable();
             let weight = |slot: usize| {
                 let stored = node.input(slot).and_then(|v| self.stored(v)).filter(|t| t.dtype().is_float());
                 // An embedding table may hold a row of zeros, for padding, as a filter bank does.
@@ -147,9 +137,9 @@ impl<'a> Rules<'a> {
 
     /// The stored tensor that a value is, or is rearranged from.
     fn stored(&self, v: ValueId) -> Option<&Tensor> {
-        self.graph.tensor(v).or_else(|| {
-            let node = &self.graph.nodes[*self.producers.get(&v)?];
-            if !LAYOUT.iter().any(|op| node.is(op)) || self.data.contains(&v) {
+        self.tensors.graph.tensor(v).or_else(|| {
+            let node = &self.tensors.graph.nodes[*self.tensors.producers.get(&v)?];
+            if !LAYOUT.iter().any(|op| node.is(op)) || self.tensors.data.contains(&v) {
                 return None;
             }
             self.stored(node.input(0)?)
@@ -157,15 +147,17 @@ impl<'a> Rules<'a> {
     }
 
     /// The role of each group of places that read one parameter.
-    pub(super) fn decide(&self, tensors: &Merged<'_>, value: ValueId) -> Vec<(Vec<Site>, Decision)> {
-        let groups = tensors.groups(value);
+    pub(super) fn decide(&self, value: ValueId) -> Vec<(Vec<Site>, Decision)> {
+        let groups = self.tensors.groups(value);
         // Of a number that several places read without a name of their own, nothing says that it is learned.
         let carried = groups.iter().flatten().any(|s| !s.through.is_empty());
-        let alone = groups.len() == 1 || carried || self.record.kind(&self.graph[value].name) == Some(Kind::Parameter);
+        let alone = groups.len() == 1
+            || carried
+            || self.tensors.record.kind(&self.tensors.graph[value].name) == Some(Kind::Parameter);
         let merged = groups.len() > 1;
         let decide = |sites: Vec<Site>| {
-            let name = sites.first().and_then(|s| s.through.last()).unwrap_or(&self.graph[value].name);
-            let argument = sites.first().and_then(|s| tensors.argument(s));
+            let name = sites.first().and_then(|s| s.through.last()).unwrap_or(&self.tensors.graph[value].name);
+            let argument = sites.first().and_then(|s| self.tensors.argument(s));
             let decision = self.decide_group(value, name, &sites, (merged, alone), argument.as_ref());
             (sites, decision)
         };
@@ -180,14 +172,16 @@ impl<'a> Rules<'a> {
         (merged, alone): (bool, bool),
         argument: Option<&Argument>,
     ) -> Decision {
-        let Some(tensor) = self.graph.constant(value) else { return (Role::Constant, "it is computed") };
-        if !self.record.stores(&self.graph[value].name) && !self.record.makes(&self.graph[value].name) {
+        let Some(tensor) = self.tensors.graph.constant(value) else { return (Role::Constant, "it is computed") };
+        if !self.tensors.record.stores(&self.tensors.graph[value].name)
+            && !self.tensors.record.makes(&self.tensors.graph[value].name)
+        {
             return (Role::Constant, "in a function of the file");
         }
-        if tensor.uniform().is_some() && self.record.is_literal(name) {
+        if tensor.uniform().is_some() && self.tensors.record.is_literal(name) {
             return (Role::Constant, "a constant of the program: initial states and the like");
         }
-        if self.record.is_computed(name) {
+        if self.tensors.record.is_computed(name) {
             return (Role::Constant, "computed by the exporter, from no parameter: a mask, a grid or the like");
         }
         // What is recorded of a merged tensor is true of one of its uses only; what is recorded of the use is better.
@@ -197,12 +191,12 @@ impl<'a> Rules<'a> {
                 return (Role::Constant, "the exporter's own, for what the layer does not have");
             }
             _ if merged => None,
-            _ => self.record.kind(name),
+            _ => self.tensors.record.kind(name),
         };
         let alone = alone || argument.is_some();
         // TorchScript writes numbers as Constant nodes: a numbered tensor among the initializers is folded from parameters.
-        let folded = tensor.len() > 1 && name.starts_with("onnx::") && self.record.stores(name);
-        let named = folded || self.record.is_named(name);
+        let folded = tensor.len() > 1 && name.starts_with("onnx::") && self.tensors.record.stores(name);
+        let named = folded || self.tensors.record.is_named(name);
         let uses: Vec<Use> = sites.iter().flat_map(|s| self.uses(s)).collect();
         let mixes = named && uses.iter().any(|u| u.way.iter().any(|(n, slot)| self.is_complement(*n, *slot)));
         let of = Evidence { tensor, name, named, kind, alone, mixes };
@@ -216,7 +210,7 @@ impl<'a> Rules<'a> {
         match decisions.iter().find(|(role, _)| *role == Role::Param) {
             Some(_) if kind == Some(Kind::Buffer) => (Role::Constant, "the exporter recorded it as a buffer"),
             Some((_, _)) if kind == Some(Kind::Parameter) => (Role::Param, "the exporter recorded it as a parameter"),
-            Some(_) if self.record.is_mixed(name) => (Role::Param, COMPUTED),
+            Some(_) if self.tensors.record.is_mixed(name) => (Role::Param, COMPUTED),
             Some(decision) => *decision,
             None if kind == Some(Kind::Parameter) && decisions.iter().any(|d| d.1 != TABLE_OF_SINES) => {
                 (Role::Param, "the exporter recorded it as a parameter")
@@ -234,8 +228,8 @@ impl<'a> Rules<'a> {
             if !seen.insert((n, slot)) {
                 continue;
             }
-            let node = &self.graph.nodes[n];
-            let meets = node.inputs.iter().flatten().any(|v| self.data.contains(v));
+            let node = &self.tensors.graph.nodes[n];
+            let meets = node.inputs.iter().flatten().any(|v| self.tensors.data.contains(v));
             let ends = ENDS.iter().any(|op| node.is(op)) || casts_to_integers(node);
             if meets || ends || node.bodies().next().is_some() {
                 found.push(Use { node: n, slot, way });
@@ -243,8 +237,8 @@ impl<'a> Rules<'a> {
             }
             let way = [way, vec![(n, slot)]].concat();
             for out in node.outputs.iter().flatten() {
-                for reader in self.readers.get(out).into_iter().flatten() {
-                    let node = &self.graph.nodes[*reader];
+                for reader in self.tensors.readers.get(out).into_iter().flatten() {
+                    let node = &self.tensors.graph.nodes[*reader];
                     let slots = (0..node.inputs.len()).filter(|s| node.input(*s) == Some(*out));
                     todo.extend(slots.map(|s| (*reader, s, way.clone())));
                 }
@@ -254,10 +248,12 @@ impl<'a> Rules<'a> {
     }
 
     fn decide_use(&self, of: &Evidence, used: &Use) -> Decision {
-        if let Some(reason) = used.way.iter().find_map(|(n, slot)| self.is_aside(of, &self.graph.nodes[*n], *slot)) {
+        if let Some(reason) =
+            used.way.iter().find_map(|(n, slot)| self.is_aside(of, &self.tensors.graph.nodes[*n], *slot))
+        {
             return (Role::Constant, reason);
         }
-        let (node, slot) = (&self.graph.nodes[used.node], used.slot);
+        let (node, slot) = (&self.tensors.graph.nodes[used.node], used.slot);
         if ["Sin", "Cos"].iter().any(|op| node.is(op)) {
             return (Role::Constant, TABLE_OF_SINES);
         }
@@ -268,7 +264,7 @@ impl<'a> Rules<'a> {
             return (Role::Constant, "no gradient flows through what reads it");
         }
         if node.is("BatchNormalization") && slot >= 3 {
-            let own = used.way.iter().all(|(n, _)| LAYOUT.iter().any(|op| self.graph.nodes[*n].is(op)));
+            let own = used.way.iter().all(|(n, _)| LAYOUT.iter().any(|op| self.tensors.graph.nodes[*n].is(op)));
             return if own {
                 (Role::Stat, "running statistic")
             } else {
@@ -318,7 +314,7 @@ impl<'a> Rules<'a> {
 
     /// Ones or zeros that a merged tensor gives to a normalization of a weight, which needs some.
     fn is_placeholder(&self, of: &Evidence, node: &Node, slot: usize) -> bool {
-        let weights = node.input(0).is_some_and(|x| !self.data.contains(&x));
+        let weights = node.input(0).is_some_and(|x| !self.tensors.data.contains(&x));
         let value = if slot == 1 { 1.0 } else { 0.0 };
         weights && !of.alone && of.tensor.uniform() == Some(value)
     }
@@ -386,8 +382,8 @@ impl<'a> Rules<'a> {
 
     /// Whether a node computes 1 − t of its input `slot`.
     fn is_complement(&self, node: NodeId, slot: usize) -> bool {
-        let node = &self.graph.nodes[node];
-        let one = |v: ValueId| self.graph.tensor(v).is_some_and(|t| t.uniform() == Some(1.0));
+        let node = &self.tensors.graph.nodes[node];
+        let one = |v: ValueId| self.tensors.graph.tensor(v).is_some_and(|t| t.uniform() == Some(1.0));
         node.is("Sub") && slot == 1 && node.input(0).is_some_and(one)
     }
 
@@ -419,10 +415,10 @@ impl<'a> Rules<'a> {
         }
         let values = tensor.to_f64();
         let completes = |v: ValueId| {
-            let other = self.graph.tensor(v).filter(|t| t.shape() == tensor.shape() && t.dtype().is_float());
+            let other = self.tensors.graph.tensor(v).filter(|t| t.shape() == tensor.shape() && t.dtype().is_float());
             other.is_some_and(|t| t.to_f64().iter().zip(&values).all(|(a, b)| (a * a + b * b - 1.0).abs() < 1e-3))
         };
-        self.graph.value_ids().any(completes)
+        self.tensors.graph.value_ids().any(completes)
     }
 
     /// A constant that becomes part of the data: a class token, padding, a mask.
@@ -468,14 +464,12 @@ impl<'a> Rules<'a> {
         let own = graph.inputs.len() - body.captured;
         let depends = |(i, v): (usize, &ValueId)| {
             let outer = (i >= own).then(|| node.input(node.inputs.len() - body.captured + i - own)).flatten();
-            (*v != value && outer.is_none_or(|o| self.data.contains(&o))).then_some(*v)
+            (*v != value && outer.is_none_or(|o| self.tensors.data.contains(&o))).then_some(*v)
         };
         let inputs: Vec<ValueId> = graph.inputs.iter().enumerate().filter_map(depends).collect();
-        let readers = graph.readers();
-        let mut rules = Rules::new(graph, self.record, &readers, inputs.into_iter());
+        let mut rules = Rules::new(graph, self.tensors.record, inputs.into_iter());
         rules.raw.clear();
-        let merged = Merged::new(graph, self.record, &readers);
-        let uses: Vec<Use> = merged.sites(value).iter().flat_map(|s| rules.uses(s)).collect();
+        let uses: Vec<Use> = rules.tensors.sites(value).iter().flat_map(|s| rules.uses(s)).collect();
         let decisions: Vec<Decision> = uses.iter().map(|u| rules.decide_use(of, u)).collect();
         let param = decisions.iter().find(|d| d.0 == Role::Param).or(decisions.first()).copied();
         param.unwrap_or((Role::Constant, "nothing in the body reads it"))
