@@ -1,4 +1,4 @@
-//! Trains any exported ONNX classifier with sharpness-aware optimizers.
+//! Trains any exported ONNX model with sharpness-aware optimizers.
 
 pub mod adapt;
 pub mod autodiff;
@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod export;
 pub mod figure;
+pub mod files;
 pub mod ir;
 pub mod onnx;
 pub mod report;

@@ -86,13 +86,14 @@ impl Place {
         [command, model].into_iter().chain(rest).map(own).collect()
     }
 
-    /// Runs a command that must fail, naming `file` and every part, give a hint, and leave this folder as it is.
-    fn refuses(&self, arguments: &[String], file: &str, parts: &[&str]) {
+    /// Runs a command that must fail, naming `file` and every part, give a hint, and leave this folder as it is; what was shown.
+    fn refuses(&self, arguments: &[String], file: &str, parts: &[&str]) -> String {
         let before = self.contents();
         let shown = fails(&bisam(arguments), arguments, file, parts);
         assert!(shown.lines().last().is_some_and(|l| l.starts_with("hint: ")), "{arguments:?} gives no hint: {shown}");
         let after = self.contents();
         assert!(before == after, "{arguments:?} left {:?} of {:?}", after.keys(), before.keys());
+        shown
     }
 
     /// Trains and evaluates on a data set that must be refused for `file`.
@@ -501,4 +502,40 @@ fn what_only_cuda_has_is_an_error_on_the_cpu() {
     }
     assert_eq!(bench(&["--cuda-graph", "maybe"]).0, Some(2));
     assert_eq!(bench(&["--precision", "fp4"]).0, Some(2));
+}
+
+#[test]
+fn a_model_that_is_not_there_is_told_with_what_is() {
+    let place = Place::new();
+    place.write("net.onnx", b"");
+    let (gone, spec) = (place.text("nett.onnx"), format!("npz:{}", place.text("good.npz")));
+    for command in ["inspect", "train", "eval", "grad", "init"] {
+        let shown = place.refuses(&place.arguments(command, &gone, &spec), &gone, &["there is no such file"]);
+        assert!(shown.contains(&format!("did you mean {}?", place.text("net.onnx"))), "{command}: {shown}");
+    }
+    let recipe = format!("model = {gone:?}\ndata = {spec:?}\n");
+    place.write("recipe.toml", recipe.as_bytes());
+    let arguments = ["train", "--recipe", &place.text("recipe.toml"), "-o", &place.text("run")].map(str::to_owned);
+    let shown = place.refuses(&arguments, &gone, &["the model of the recipe is not there"]);
+    assert!(shown.contains("bisam train MODEL"), "{shown}");
+}
+
+#[test]
+fn a_gradient_of_nothing_is_refused() {
+    let place = Place::new();
+    let flatten = |graph: &mut GraphProto| {
+        let output = graph.output[0].name.clone();
+        let node = NodeProto {
+            op_type: "Flatten".into(),
+            input: vec!["x".into()],
+            output: vec![output],
+            ..Default::default()
+        };
+        (graph.node, graph.initializer) = (vec![node], Vec::new());
+        graph.value_info.clear();
+        graph.output[0].type_.mut_or_insert_default().mut_tensor_type().shape.clear();
+    };
+    place.write("empty.onnx", &changed(flatten));
+    let (model, spec) = (place.text("empty.onnx"), format!("npz:{}", place.text("good.npz")));
+    place.refuses(&place.arguments("grad", &model, &spec), &model, &["nothing in this model is trained"]);
 }

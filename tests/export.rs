@@ -384,7 +384,7 @@ fn a_new_file_is_readable_as_any_other() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().expect("a folder");
     let (ours, other) = (folder.path().join("ours"), folder.path().join("other"));
-    bisam::onnx::write_atomically(&ours, b"x").expect("writes");
+    bisam::files::write_atomically(&ours, b"x").expect("writes");
     std::fs::write(&other, b"x").expect("writes");
     let mode = |p| std::fs::metadata(p).expect("is there").permissions().mode();
     assert_eq!(mode(&ours), mode(&other));

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up. `error` and the macros of `lib.rs` may be used everywhere.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "wording",
+    "files",
     "ir",
     "onnx",
     "figure",

@@ -3,7 +3,8 @@
 use super::{Global, StepArgs, at_least_one};
 use crate::engine::Layout;
 use crate::error::{Error, IoContext, Result};
-use crate::onnx::{Weights, emit, import, save, write_atomically};
+use crate::files::write_atomically;
+use crate::onnx::{Weights, emit, import, save};
 use crate::step::flat::{accumulate_stage, perturb_stage, start_stage, statistics_stage, update_stage};
 use crate::step::update::Ending;
 use crate::step::{Ends, Kernels, StepOptions, build, prepare};

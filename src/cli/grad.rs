@@ -6,6 +6,7 @@ use crate::data::{read_npz, write_npz};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
 use crate::onnx::import;
+use crate::step::account::nothing_to_train;
 use crate::step::gradient::{Objective, Request, gradient, parts_of_initializers, with_all_initializers};
 use crate::step::{Kernels, refuse_probabilities};
 use crate::trace::Sizes;
@@ -72,6 +73,11 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     let request =
         Request { mode, objective, params, inputs, kernels: args.kernels, parts: parts_of_initializers(&model) };
     let g = gradient(&graph, &sizes, &request, &engine).map_err(|e| e.in_file(&args.model))?;
+    if g.of.is_empty() {
+        let nothing = nothing_to_train(&graph);
+        let error = if params { nothing } else { Error::new("the model has no float input") };
+        return Err(error.in_file(&args.model));
+    }
     g.notes.iter().for_each(|n| global.note(n));
     let mut session = engine.compile_whole(&g.graph)?;
     let mut given: Vec<(String, Tensor)> = Vec::new();

@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// Trains any exported ONNX classifier with sharpness-aware optimizers.
+/// Trains any exported ONNX model with sharpness-aware optimizers.
 #[derive(Debug, Parser)]
 #[command(name = "bisam", version, about, arg_required_else_help = true)]
 pub struct Cli {

@@ -2,7 +2,7 @@
 
 use super::Global;
 use crate::error::Result;
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use crate::report::{Run, html};
 use serde_json::json;
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use super::{Global, TextArgs, at_least_one, evaluation_recipe};
 use crate::adapt::Mode;
 use crate::error::{Error, IoContext, Result};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use crate::sharpness::{Probe, Sharpness, figures, sharpness};
 use std::fmt::Write;
 use std::path::PathBuf;

@@ -17,7 +17,7 @@ const TOLERANCE: f64 = 1e-4;
 /// Arguments of `train`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The exported classifier
+    /// The exported model
     #[arg(required_unless_present_any = ["recipe", "resume"])]
     model: Option<PathBuf>,
     /// Data as FORMAT:PATH (cifar10, cifar100, idx, images, npz; tsv, csv, jsonl)
@@ -135,6 +135,11 @@ impl Args {
         };
         if let Some(model) = &self.model {
             r.model.clone_from(model);
+        }
+        if self.model.is_none() && !r.model.as_os_str().is_empty() && !r.model.exists() {
+            return Err(Error::new("the model of the recipe is not there")
+                .in_file(&r.model)
+                .hint("name it on the command line: bisam train MODEL …, also with --recipe or --resume"));
         }
         if let Some(data) = &self.data {
             r.data.clone_from(data);

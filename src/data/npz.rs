@@ -102,7 +102,7 @@ pub fn write_npz(path: &Path, arrays: &BTreeMap<String, Tensor>) -> Result<()> {
         written.map_err(|e| fail(e.to_string()))?;
     }
     writer.finish().map_err(|e| fail(e.to_string()))?;
-    crate::onnx::write_atomically(path, bytes.get_ref())
+    crate::files::write_atomically(path, bytes.get_ref())
 }
 
 struct Parts {

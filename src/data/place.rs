@@ -3,8 +3,8 @@
 use super::Spec;
 use super::spec::guess;
 use crate::error::{Error, Result};
-use crate::wording::{list, nearest};
-use std::fs;
+use crate::files::{entries, folder_of, missing};
+use crate::wording::list;
 use std::path::{Path, PathBuf};
 
 /// Folders that data sets unpack into are looked for so far down.
@@ -68,30 +68,4 @@ pub(super) fn below(dir: &Path, file: &dyn Fn(&str) -> bool) -> Option<PathBuf> 
         }
     }
     None
-}
-
-/// Names in a folder, sorted, hidden ones aside.
-pub(super) fn entries(dir: &Path) -> Vec<String> {
-    let there = fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = there.map(|e| e.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> = names.filter(|n| !n.starts_with('.')).collect();
-    names.sort();
-    names
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn missing(path: &Path) -> Error {
-    let mut at = path;
-    while !folder_of(at).exists() && at.parent().is_some() {
-        at = folder_of(at);
-    }
-    let (folder, wanted) = (folder_of(at), at.file_name().unwrap_or_default().to_string_lossy());
-    let there = entries(folder);
-    let meant =
-        nearest(&wanted, &there).map_or_else(String::new, |n| format!("did you mean {}? ", folder.join(n).display()));
-    let holds = if there.is_empty() { "is empty".to_owned() } else { format!("holds: {}", list(&there)) };
-    Error::new("there is no such file or folder").in_file(path).hint(format!("{meant}{} {holds}", folder.display()))
 }

@@ -2,11 +2,11 @@
 
 use super::classes::{MODEL, TRAINING, unknown};
 use super::folders::{Part as Split, name};
-use super::place::entries;
 use super::table::{self, Row, TableFormat};
 use super::tokenize::Encoder;
 use super::{Dataset, MAX_CLASSES, Opening, Samples, Splits};
 use crate::error::{Error, Result};
+use crate::files::entries;
 use crate::ir::Declared;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 use super::colour::Colour;
 use super::{png, svg};
 use crate::error::Result;
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use std::path::Path;
 
 /// Where a text stands beside its point.

@@ -2,7 +2,8 @@
 
 use super::attrs::from_attr;
 use super::tensor::to_proto;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
+use crate::files::{write_atomically, write_to_temporary};
 use crate::ir::{Attr, Body, DType, Declared, Dim, Graph, Source, Type, ValueId};
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
@@ -11,7 +12,6 @@ use onnx_protobuf::{
 };
 use protobuf::MessageField;
 use std::collections::HashSet;
-use std::io::Write;
 use std::path::Path;
 
 /// Where an emitted graph takes its parameters and running statistics from.
@@ -165,39 +165,9 @@ pub fn save(model: &ModelProto, path: &Path) -> Result<()> {
 /// # Errors
 /// As [`save`].
 pub fn save_to_temporary(model: &ModelProto, path: &Path) -> Result<()> {
-    let bytes = encoded(model, path)?;
-    written_beside(path, &bytes).map(drop).file(path)
+    write_to_temporary(path, &encoded(model, path)?)
 }
 
 fn encoded(model: &ModelProto, path: &Path) -> Result<Vec<u8>> {
     model.write_to_bytes().map_err(|e| Error::new(format!("cannot encode the model: {e}")).in_file(path))
-}
-
-/// A temporary file beside `target` that holds `bytes`, synced.
-fn written_beside(target: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    #[cfg_attr(not(unix), allow(unused_mut))]
-    let mut options = tempfile::Builder::new();
-    // As any new file: readable to whom the user's mask lets read.
-    #[cfg(unix)]
-    options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = options.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it. A link stays, and what it leads to is replaced;
-/// a device or pipe, such as `/dev/null`, is written to.
-///
-/// # Errors
-/// An I/O error; `path` is then as it was.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = |target: &Path| -> std::io::Result<()> {
-        if std::fs::metadata(target).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
-            return std::fs::OpenOptions::new().write(true).open(target)?.write_all(bytes);
-        }
-        written_beside(target, bytes)?.persist(target).map(drop).map_err(|e| e.error)
-    };
-    write(&path.canonicalize().unwrap_or_else(|_| path.to_owned())).file(path)
 }

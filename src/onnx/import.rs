@@ -8,6 +8,7 @@ use super::roles::{Role, RoleReason, Untied, assign};
 use super::tensor::{narrow_type, strings};
 use super::{artifacts, changes, inline, laid_out, upgrade};
 use crate::error::{Error, IoContext, Result};
+use crate::files::{folder_of, missing};
 use crate::ir::set_float_type;
 use crate::ir::{Attr, Attrs, Body, DType, Declared, Dim, Graph, Node, Source, Tensor, ValueId};
 use onnx_protobuf::tensor_shape_proto::dimension;
@@ -54,6 +55,9 @@ pub struct Model {
 pub fn import(path: impl AsRef<Path>) -> Result<Model> {
     let path = path.as_ref();
     let read = || -> Result<Model> {
+        if !path.exists() {
+            return Err(missing(path));
+        }
         let mut file = BufReader::new(File::open(path).file(path)?);
         if file.fill_buf().file(path)?.is_empty() {
             return Err(Error::new("the file is empty").hint("export or copy the file again"));
@@ -91,10 +95,6 @@ fn fix_attributes(graph: &mut Graph, roles: &mut [RoleReason], attributes: &[Val
         }
         (role.role, role.reason) = (Role::Constant, "an attribute of its operator");
     }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The graph of a message.

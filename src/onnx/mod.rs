@@ -19,7 +19,7 @@ mod tensor;
 mod upgrade;
 
 pub(crate) use changes::change_between;
-pub use emit::{Weights, emit, save, save_to_temporary, write_atomically};
+pub use emit::{Weights, emit, save, save_to_temporary};
 pub(crate) use external::inline_data;
 pub(crate) use import::declared;
 pub use import::{Model, from_proto, import};

@@ -3,7 +3,7 @@
 use super::{Run, Section, html};
 use crate::error::Result;
 use crate::figure::{Chart, Series};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use crate::train::{Cell, Results, moments};
 use std::path::Path;
 

@@ -27,7 +27,7 @@ pub use run::{Epoch, Run, Step};
 pub use section::{Section, html_page};
 
 use crate::error::{Error, Result};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use std::path::{Path, PathBuf};
 
 /// The report about `runs`: `extra` sections first, then results, curves, confusion matrices, sharpness and settings.

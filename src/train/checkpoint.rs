@@ -4,7 +4,7 @@ use super::log::EpochReport;
 use super::metrics::Scores;
 use crate::engine::program::State;
 use crate::error::{Error, IoContext, Result};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use super::recipe::{Recipe, table, toml_error};
 use super::run::{Observer, train};
 use crate::engine::Engine;
 use crate::error::{Error, IoContext, Result};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -155,7 +155,7 @@ impl Log {
             Some(position) => (position.steps, before(&path, position)?),
             None => (0, String::new()),
         };
-        crate::onnx::write_atomically(&path, kept.as_bytes())?;
+        crate::files::write_atomically(&path, kept.as_bytes())?;
         let file = std::fs::OpenOptions::new().append(true).open(&path).file(&path)?;
         let mut log = Self { file, path, events: Events::create(folder, done)? };
         // The process before may have ended between its checkpoint and this line.

@@ -5,7 +5,7 @@ use super::schedule::{Schedule, Unit};
 use crate::adapt::Selection;
 use crate::data::{Augment, Normalization, TextOptions};
 use crate::error::{Error, IoContext, Result};
-use crate::onnx::write_atomically;
+use crate::files::write_atomically;
 use crate::step::{Ascent, Base, Ends, Preset, StepOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use toml::{Table, Value};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Recipe {
-    /// The exported classifier.
+    /// The exported model.
     pub model: PathBuf,
     /// Data as `FORMAT:PATH`.
     pub data: String,

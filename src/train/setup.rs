@@ -87,10 +87,7 @@ impl Setup {
 
 /// The model with the values that the recipe begins with, in its file too, so that what is not trained is exported as it was used.
 fn initial(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Model> {
-    let mut model = import(&recipe.model).map_err(|e| match recipe.model.exists() {
-        true => e,
-        false => e.hint("name the model on the command line: bisam train MODEL …, also with --recipe or --resume"),
-    })?;
+    let mut model = import(&recipe.model)?;
     if recipe.fresh {
         model = afresh(&model, recipe.seed)?;
     }

@@ -27,7 +27,7 @@ pub fn image(nvrtc: &Nvrtc, source: &str, (major, minor): (i32, i32)) -> Result<
         && std::fs::create_dir_all(folder).is_ok()
     {
         // A folder that cannot be written to costs a second at the next start, no more.
-        drop(crate::onnx::write_atomically(&path, &image));
+        drop(crate::files::write_atomically(&path, &image));
     }
     Ok(image)
 }
