@@ -297,13 +297,19 @@ class Tracking(TorchFunctionMode):
         return t
 
 
-def fold_constants(module, known, example):
-    """Makes parameters of what the file holds as computed from parameters, such as a bias table's entries laid out."""
-    parameters = Known([p.detach().numpy() for p in module.parameters()])
+def fold_constants(module, known, example, rows):
+    """Makes parameters of what the file holds as computed from parameters; with `rows` not of what is a table's rows laid out, which are
+    made a table again."""
+    arrays = [p.detach().numpy() for p in module.parameters()]
+    parameters, tables = Known(arrays), [p for p in arrays if p.ndim == 2 and p.min() != p.max()]
     plain, values = type(module).forward, {}
 
+    def looked_up(array):
+        return rows and array.size > 1 and any(np.isin(array, table).all() for table in tables)
+
     def discover(number, t):
-        if known.has(t.detach().numpy(), 2e-6) and not parameters.has(t.detach().numpy(), 2e-6):
+        array = t.detach().numpy()
+        if known.has(array, 2e-6) and not parameters.has(array, 2e-6) and not looked_up(array):
             values[str(number)] = torch.nn.Parameter(t.detach().clone())
         return t
 
@@ -325,7 +331,7 @@ def fold_constants(module, known, example):
     module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
 
 
-def fold_as(module, tensors, example):
+def fold_as(module, tensors, example, rows):
     """Folds what the file with these tensors has folded: weights that are not in it any more, and what is computed from them."""
     known = Known(tensors.values())
     for m in [m for m in module.modules() if parametrize.is_parametrized(m)]:
@@ -336,15 +342,23 @@ def fold_as(module, tensors, example):
         weight = dict(layer.named_parameters(recurse=False)).get("weight")
         if weight is not None and norm.affine and norm.track_running_stats and not known.has(weight.detach().numpy()):
             fold(layer, norm)
-    fold_constants(module, known, example)
+    fold_constants(module, known, example, rows)
+
+
+def folded_from(model):
+    """What the dynamo exporter's optimizer has computed each tensor of a file from."""
+    values = (*model.graph.initializer, *model.graph.value_info)
+    entries = ((v.name, e) for v in values for e in v.metadata_props if e.key == "pkg.onnxscript.optimizer.folded_from")
+    return {name: ast.literal_eval(entry.value) for name, entry in entries}
 
 
 def freeze_left_out(module, model):
     """Fixes the zero biases that the dynamo exporter's optimizer has taken out of the file."""
-    left_out = set()
+    left_out, made_of = set(), folded_from(model)
     for node in (n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and len(n.input) < 3):
         scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-        left_out.add(re.sub("weight$", "bias", node.input[1]))
+        weights = [node.input[1], *made_of.get(node.input[1], [])]
+        left_out.update(re.sub("weight$", "bias", name) for name in weights)
         left_out.update(f"{scope}.bias" for scope in ast.literal_eval(scopes)[-2:-1])
     for name, parameter in module.named_parameters():
         if name in left_out and not parameter.detach().any():
@@ -372,8 +386,16 @@ def state_of(module):
     return dict(zoo.trained(module)), dict(buffers)
 
 
+def forget(module):
+    """In evaluation mode LeViT keeps what it once looked up in a table that has moved since."""
+    for m in module.modules():
+        if hasattr(m, "attention_bias_cache"):
+            m.attention_bias_cache = {}
+
+
 def gradients(module, batch, labels):
     """Gradients of the loss by parameter name; zeros where it does not depend on a parameter."""
+    forget(module)
     names, parameters = zip(*zoo.trained(module))
     logits = module(*batch)
     found = torch.autograd.grad(F.cross_entropy(logits, labels), parameters, allow_unused=True)
@@ -411,6 +433,7 @@ def run_pytorch(module, form, batch, labels, probe, lr, method, steps, wide):
     module = module.double() if wide else module.float()
 
     def logits():
+        forget(module)
         with torch.no_grad():
             return module.eval()(*example_of(probe, wide)).double().numpy()
 
@@ -550,7 +573,7 @@ def split(parameter, tensors):
         flat = tensor.reshape(-1)
         if 1 < flat.size < values.size and values[0] <= flat.min() and flat.max() <= values[-1]:
             at = np.searchsorted(values, flat)
-            if np.array_equal(values[at], flat):
+            if np.array_equal(values[at], flat) and np.unique(at).size == at.size:
                 found[name] = order[at]
     return found
 
@@ -573,7 +596,8 @@ def expectations(module, arrays, tensors):
                     del before[k], moves[k]
     for name in [k for k in parameters if k in before and not known.has(before[k])]:
         places = split(before[name], tensors)
-        if sum(map(len, places.values())) >= before[name].size:
+        rest = np.setdiff1d(np.arange(before[name].size), np.concatenate([*places.values(), []]))
+        if places and not any(m.reshape(-1)[rest].any() for m in moves[name]):
             whole, moved = before.pop(name), moves.pop(name)
             for part, place in places.items():
                 before[f"{name} in {part}"] = whole.reshape(-1)[place]
@@ -785,7 +809,7 @@ def check(name, form, network, bisam):
         return row | check_live(name, form, network, path, bisam)
     load_statistics(module, source)
     if not form.endswith("train"):
-        fold_as(module, source, zoo.inputs(network, 1 if form.endswith("default") else 2, 2))
+        fold_as(module, source, zoo.inputs(network, 1 if form.endswith("default") else 2, 2), form.startswith("dynamo"))
         freeze_left_out(module, onnx.load(path, load_external_data=False))
     fixed = fixed_batch(zoo.session(str(path)))
     row["batch"] = "fixed" if fixed else "any"
@@ -808,15 +832,10 @@ def check(name, form, network, bisam):
 
 def mixed_of(module, path):
     """The parameters that the dynamo exporter's optimizer has computed each tensor of a file from, where it took more than one thing."""
-    parameters, found = {k for k, _ in module.named_parameters()}, {}
-    graph = onnx.load(path, load_external_data=False).graph
-    for value in (*graph.initializer, *graph.value_info):
-        for entry in value.metadata_props:
-            if entry.key == "pkg.onnxscript.optimizer.folded_from":
-                sources = ast.literal_eval(entry.value)
-                if len(sources) > 1 and parameters.intersection(sources):
-                    found[value.name] = parameters.intersection(sources)
-    return found
+    parameters = {k for k, _ in module.named_parameters()}
+    made_of = folded_from(onnx.load(path, load_external_data=False))
+    found = {name: parameters.intersection(sources) for name, sources in made_of.items() if len(sources) > 1}
+    return {name: some for name, some in found.items() if some}
 
 
 def check_live(name, form, network, path, bisam):

@@ -182,9 +182,7 @@ fn account(page: &mut Page, account: &Account) {
         let text = page.paint(&warning, Tone::Bad);
         page.line(&format!("  {text}"));
     }
-    if let Some(note) = account.note() {
-        page.line(&format!("  {note}"));
-    }
+    account.notes.iter().for_each(|note| page.line(&format!("  {note}")));
 }
 
 /// A row per tensor, or per group of tensors whose names differ in numbers only.

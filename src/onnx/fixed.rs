@@ -45,6 +45,22 @@ pub(super) fn is_formula(tensor: &Tensor) -> bool {
     })
 }
 
+/// Whether every row is as long as sines and cosines of the same angles are, Σx² = D/2, but for rows of zeros.
+pub(super) fn is_sinusoidal(tensor: &Tensor) -> bool {
+    let Some(width) = tensor.shape().last().copied().filter(|w| w.is_multiple_of(2) && *w >= 4) else { return false };
+    if tensor.len() > LARGEST {
+        return false;
+    }
+    let values = tensor.to_f64();
+    let lengths: Vec<f64> =
+        values.chunks(width).map(|row| row.iter().map(|v| v * v).sum()).filter(|s| *s > 0.0).collect();
+    let half = width as f64 / 2.0;
+    lengths.len() >= 2
+        && tensor.uniform().is_none()
+        && values.iter().all(|v| v.abs() <= 1.0 + 1e-6)
+        && lengths.iter().all(|s| (s - half).abs() <= 1e-4 * half)
+}
+
 /// Whether x(t+1) + x(t−1) = k·x(t) for some k, as far as the rounding of `original` lets it be seen.
 fn recurs(x: &[f64], original: &[f64]) -> bool {
     let (low, high) = x.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |r, v| (r.0.min(*v), r.1.max(*v)));
@@ -125,6 +141,19 @@ mod tests {
         assert!(is_formula(&table(1, 64, |_, c| 0.5 - 0.5 * (std::f64::consts::TAU * c / 64.0).cos())), "window");
         assert!(!is_formula(&table(16, 8, random)));
         assert!(!is_formula(&table(1, 16, |t, c| 1.0 + 1e-4 * random(t, c))), "gains that have hardly moved");
+    }
+
+    #[test]
+    fn rows_of_sines_and_cosines_have_one_length() {
+        let angle = |t: f64, c: f64| t * 1e4f64.powf(-(c / 2.0).floor() / 8.0);
+        let sines = |t: f64, c: f64| if c % 2.0 == 0.0 { angle(t, c).sin() } else { angle(t, c).cos() };
+        assert!(is_sinusoidal(&table(9, 16, sines)));
+        // A grid's, behind a row of zeros for the class token.
+        let grid =
+            |t: f64, c: f64| if t == 0.0 { 0.0 } else { sines(if c < 8.0 { t % 4.0 } else { (t / 4.0).floor() }, c) };
+        assert!(is_sinusoidal(&table(17, 16, grid)));
+        assert!(!is_sinusoidal(&table(9, 16, random)));
+        assert!(!is_sinusoidal(&table(9, 16, |_, c| f64::from(c < 8.0))), "rows that are all alike");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::outputs::{LeftOut, Part};
 use super::record::Record;
 use super::roles::{Role, RoleReason, Untied, assign};
 use super::tensor::{narrow_type, strings};
-use super::{artifacts, changes, inline, laid_out, upgrade};
+use super::{artifacts, changes, computed_once, inline, laid_out, upgrade};
 use crate::error::{Error, IoContext, Result};
 use crate::files::{folder_of, missing};
 use crate::ir::set_float_type;
@@ -46,6 +46,8 @@ pub struct Model {
     pub roles: Vec<RoleReason>,
     /// The parameters and statistics that were merged into others.
     pub untied: Vec<Untied>,
+    /// What is worth knowing about how the file was read.
+    pub notes: Vec<String>,
 }
 
 /// Reads an ONNX file.
@@ -76,7 +78,8 @@ pub fn import(path: impl AsRef<Path>) -> Result<Model> {
 /// # Errors
 /// As [`import`], but the file is not named.
 pub fn from_proto(path: &Path, mut proto: ModelProto) -> Result<Model> {
-    laid_out::gather(&mut proto, folder_of(path))?;
+    let undone = proto.graph.as_mut().map(|graph| undo_optimizer(graph, folder_of(path)));
+    let notes = undone.transpose()?.unwrap_or_default();
     let Imported { mut graph, attributes, left_out } = to_graph(&proto, folder_of(path))
         .map_err(|e| e.hint("export the model again; `onnx.checker.check_model` tells more about a damaged file"))?;
     // Half precision is for storage: it is computed and trained in f32, and written back as it was.
@@ -84,7 +87,15 @@ pub fn from_proto(path: &Path, mut proto: ModelProto) -> Result<Model> {
     let (mut roles, untied) = assign(&mut graph, &Record::new(&proto.graph))?;
     fix_attributes(&mut graph, &mut roles, &attributes);
     graph.check()?;
-    Ok(Model { path: path.to_owned(), proto, graph, left_out, roles, untied })
+    Ok(Model { path: path.to_owned(), proto, graph, left_out, roles, untied, notes })
+}
+
+/// Takes back what the dynamo exporter's optimizer did to parameters; says what it could not.
+fn undo_optimizer(graph: &mut GraphProto, folder: &Path) -> Result<Vec<String>> {
+    let record = Record::new(graph);
+    let mut files = DataFiles::new(folder);
+    laid_out::gather(graph, &record, &mut files)?;
+    Ok(computed_once::split(graph, &record, &mut files))
 }
 
 /// Keeps constants that were attributes: a trained value of them would have no place in the file.

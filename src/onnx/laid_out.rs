@@ -6,24 +6,23 @@
 
 use super::external::DataFiles;
 use super::fixed::is_mask;
-use super::record::Record;
+use super::record::{Kind, Record};
 use super::tensor::to_proto;
 use crate::error::Result;
 use crate::ir::Tensor;
 use onnx_protobuf::attribute_proto::AttributeType;
-use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 use protobuf::EnumOrUnknown;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 /// Elements from which on a tensor is not looked at.
 const LARGEST: usize = 1 << 24;
 
-/// Makes parameters again of what the optimizer computed from one each; data outside of the file lie in `folder`.
-pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
-    let Some(graph) = proto.graph.as_mut() else { return Ok(()) };
-    let record = Record::new(graph);
-    let mut files = DataFiles::new(folder);
+/// Masks add at least so much, and no weight is so large.
+const MASKED: f64 = 50.0;
+
+/// Makes parameters again of what the optimizer computed from one each.
+pub(super) fn gather(graph: &mut GraphProto, record: &Record, files: &mut DataFiles) -> Result<()> {
     let mut made = Vec::new();
     for i in 0..graph.initializer.len() {
         let name = graph.initializer[i].name.clone();
@@ -31,19 +30,24 @@ pub(super) fn gather(proto: &mut ModelProto, folder: &Path) -> Result<()> {
             record.only_weight(&name).filter(|_| record.is_mixed(&name) && graph.initializer[i].dims.len() > 1);
         let Some(source) = weight else { continue };
         let Ok(tensor) = files.read(&graph.initializer[i]) else { continue };
-        if !tensor.dtype().is_float() || tensor.len() > LARGEST || tensor.uniform().is_some() || is_mask(&tensor) {
+        if !tensor.dtype().is_float() || tensor.len() > LARGEST || tensor.uniform().is_some() || masks(&tensor) {
             continue;
         }
         if let Some(layout) = Layout::of(&tensor) {
             let parameter = if is_free(graph, source) { source.to_owned() } else { format!("{name}/rows") };
-            graph.initializer[i] = as_parameter(to_proto(&parameter, &layout.slices));
+            graph.initializer[i] = Kind::Parameter.mark(to_proto(&parameter, &layout.slices));
             made.extend(layout.nodes(graph, &parameter, &name)?);
         }
     }
     graph.node.splice(0..0, made);
-    untransposed(graph, &record, &mut files);
-    tie(graph, &record, &mut files);
+    untransposed(graph, record, files);
+    tie(graph, record, files);
     Ok(())
+}
+
+/// Whether a tensor is a mask, or holds values of one, added to others.
+fn masks(tensor: &Tensor) -> bool {
+    is_mask(tensor) || tensor.to_f64().iter().any(|v| v.abs() >= MASKED)
 }
 
 /// Reads a matrix that is in the file itself and transposed, too, from one place: a layer that is an embedding at the other end.
@@ -105,15 +109,6 @@ fn node(op: &str, input: Vec<String>, output: &str) -> NodeProto {
 fn is_free(graph: &GraphProto, name: &str) -> bool {
     let made = graph.node.iter().flat_map(|n| &n.output).chain(graph.input.iter().map(|i| &i.name));
     !made.chain(graph.initializer.iter().map(|i| &i.name)).any(|n| n == name)
-}
-
-fn as_parameter(mut tensor: TensorProto) -> TensorProto {
-    tensor.metadata_props.push(StringStringEntryProto {
-        key: "pkg.torch.export.graph_signature.InputSpec.kind".into(),
-        value: "PARAMETER".into(),
-        ..Default::default()
-    });
-    tensor
 }
 
 /// A tensor as its different slices across one axis.

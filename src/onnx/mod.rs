@@ -3,6 +3,7 @@
 mod artifacts;
 mod attrs;
 mod changes;
+mod computed_once;
 mod emit;
 mod evidence;
 mod external;

@@ -3,7 +3,7 @@
 //! PyTorch's dynamo exporter says of every initializer whether it was a parameter or a buffer, which tensors a folded one was made of, in
 //! which module a node lies, and which call with which arguments it was made of. The TorchScript exporter puts the module into the node's name. Other exporters say none of this.
 
-use onnx_protobuf::{GraphProto, NodeProto, StringStringEntryProto};
+use onnx_protobuf::{GraphProto, NodeProto, StringStringEntryProto, TensorProto};
 use std::collections::{HashMap, HashSet};
 
 /// What a tensor was in the program that was exported.
@@ -15,6 +15,18 @@ pub(super) enum Kind {
     Buffer,
 }
 
+const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
+
+impl Kind {
+    /// The tensor, recorded as this and nothing else.
+    pub(super) fn mark(self, mut tensor: TensorProto) -> TensorProto {
+        let value = if self == Self::Parameter { "PARAMETER" } else { "BUFFER" };
+        let entry = StringStringEntryProto { key: KIND.into(), value: value.into(), ..Default::default() };
+        tensor.metadata_props = vec![entry];
+        tensor
+    }
+}
+
 /// What a node's input was in the program: an argument of the call that the node was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Argument {
@@ -24,10 +36,60 @@ pub(super) enum Argument {
     None,
 }
 
+/// A call of the program that a node was made of: `%y = linear(%x, %p_weight, None)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Call {
+    /// The name of its result: `y`. A file has a value of this name, unless the exporter took it out.
+    pub(super) result: String,
+    /// The operator: `linear`.
+    operator: String,
+    /// Its positional arguments as they are printed: `%x`, `%p_weight`, `None`, `[%a, %b]`.
+    pub(super) arguments: Vec<String>,
+}
+
+impl Call {
+    /// What the dynamo exporter recorded of a node.
+    pub(super) fn of(node: &NodeProto) -> Option<Self> {
+        entry(&node.metadata_props, "pkg.torch.onnx.fx_node").map(Self::parse)
+    }
+
+    /// The results of other calls, and the inputs, among the arguments: `x`, `a` and `b`, but no parameter.
+    pub(super) fn values(&self) -> impl Iterator<Item = &str> {
+        let words = self.arguments.iter().flat_map(|a| a.split(|c: char| !(c.is_alphanumeric() || "_%.".contains(c))));
+        let names = words.filter_map(|w| w.strip_prefix('%'));
+        names.filter(|w| !["p_", "b_", "c_"].iter().any(|p| w.starts_with(p)))
+    }
+
+    /// Reads a call as torch.fx prints it:
+    /// `%y : [num_users=1] = call_function[target=torch.ops.aten.linear.default](args = (%x, %p_weight, None), kwargs = {})`.
+    fn parse(text: &str) -> Self {
+        let result = text.split(" :").next().unwrap_or_default().trim_start_matches('%').to_owned();
+        let target = text.split_once("target=").map_or("", |(_, rest)| rest.split(']').next().unwrap_or_default());
+        let operator = target.trim_start_matches("torch.ops.").split('.').nth(1).unwrap_or_default().to_owned();
+        let (mut depth, mut argument, mut arguments) = (0, String::new(), Vec::new());
+        let Some((_, rest)) = text.split_once("(args = (") else { return Self { result, operator, arguments } };
+        for c in rest.chars() {
+            match c {
+                '(' | '[' => depth += 1,
+                ')' | ']' if depth > 0 => depth -= 1,
+                ')' => break,
+                ',' if depth == 0 => {
+                    arguments.push(std::mem::take(&mut argument).trim().to_owned());
+                    continue;
+                }
+                _ => {}
+            }
+            argument.push(c);
+        }
+        arguments.push(argument.trim().to_owned());
+        Self { result, operator, arguments }
+    }
+}
+
 /// The record of one file.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    calls: HashMap<String, Vec<String>>,
+    calls: HashMap<String, Call>,
     kinds: HashMap<String, Kind>,
     folded: HashMap<String, Vec<String>>,
     modules: HashMap<String, String>,
@@ -45,7 +107,7 @@ impl Record {
         let stored = graph.initializer.iter().map(|t| (&t.name, &t.metadata_props));
         let values = graph.value_info.iter().map(|v| (&v.name, &v.metadata_props));
         for (name, props) in stored.chain(values) {
-            let kind = match entry(props, "pkg.torch.export.graph_signature.InputSpec.kind") {
+            let kind = match entry(props, KIND) {
                 Some("PARAMETER") => Some(Kind::Parameter),
                 Some("BUFFER" | "CONSTANT_TENSOR") => Some(Kind::Buffer),
                 _ => None,
@@ -64,14 +126,14 @@ impl Record {
                 record.aliased |= node.input.iter().any(|i| record.initializers.contains(i));
                 record.initializers.extend(node.output.iter().cloned());
             }
+            // An optimizer that takes the Identity nodes out makes initializers of the Constant nodes, too.
+            record.aliased |= node.op_type == "Constant" && node.output.iter().any(|o| o.starts_with('/'));
             record.outputs.extend(node.output.iter().cloned());
             if let (Some(module), Some(first)) = (module(node), node.output.first()) {
                 record.modules.insert(first.clone(), module);
             }
-            if let (Some(call), Some(first)) =
-                (entry(&node.metadata_props, "pkg.torch.onnx.fx_node"), node.output.first())
-            {
-                record.calls.insert(first.clone(), call_of(call));
+            if let (Some(call), Some(first)) = (Call::of(node), node.output.first()) {
+                record.calls.insert(first.clone(), call);
             }
         }
         record
@@ -118,9 +180,10 @@ impl Record {
         if let [one] = self.sources(name) { Some(one) } else { None }
     }
 
-    /// The one weight among the things that the exporter computed this tensor from.
+    /// The one weight or table among the things that the exporter computed this tensor from.
     pub(super) fn only_weight(&self, name: &str) -> Option<&str> {
-        let mut weights = self.sources(name).iter().filter(|s| s.ends_with("weight"));
+        let is_weight = |source: &&String| ["weight", "table"].iter().any(|end| source.ends_with(end));
+        let mut weights = self.sources(name).iter().filter(is_weight);
         let first = weights.next()?;
         weights.next().is_none().then_some(first.as_str())
     }
@@ -151,9 +214,9 @@ impl Record {
 
     /// What input `slot` of the node `op` with this first output was in the program; none where nothing tells.
     pub(super) fn argument(&self, first_output: &str, op: &str, slot: usize) -> Option<Argument> {
-        let [target, arguments @ ..] = self.calls.get(first_output)?.as_slice() else { return None };
+        let Call { operator, arguments, .. } = self.calls.get(first_output)?;
         let is_stored = |a: &&String| ["%p_", "%b_", "%c_"].iter().any(|p| a.starts_with(p));
-        let place = match (target.as_str(), op, slot) {
+        let place = match (operator.as_str(), op, slot) {
             ("layer_norm", "LayerNormalization", 1 | 2) => Some(slot + 1),
             ("group_norm", "GroupNormalization", 1 | 2) => Some(slot + 1),
             ("group_norm", "InstanceNormalization", _) => return Some(Argument::None),
@@ -194,31 +257,6 @@ fn entry<'a>(props: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> 
     props.iter().find(|p| p.key == key).map(|p| p.value.as_str())
 }
 
-/// The operator of a call as torch.fx prints it, and its positional arguments:
-/// `%y : [num_users=1] = call_function[target=torch.ops.aten.linear.default](args = (%x, %p_weight, None), kwargs = {})`.
-fn call_of(text: &str) -> Vec<String> {
-    let target = text.split_once("target=").map_or("", |(_, rest)| rest.split(']').next().unwrap_or_default());
-    let name = target.trim_start_matches("torch.ops.").split('.').nth(1).unwrap_or_default();
-    let mut call = vec![name.to_owned()];
-    let Some((_, rest)) = text.split_once("(args = (") else { return call };
-    let (mut depth, mut argument) = (0, String::new());
-    for c in rest.chars() {
-        match c {
-            '(' | '[' => depth += 1,
-            ')' | ']' if depth > 0 => depth -= 1,
-            ')' => break,
-            ',' if depth == 0 => {
-                call.push(std::mem::take(&mut argument).trim().to_owned());
-                continue;
-            }
-            _ => {}
-        }
-        argument.push(c);
-    }
-    call.push(argument.trim().to_owned());
-    call
-}
-
 /// The strings of a list as Python prints it: `['a', 'b']`.
 fn strings(list: &str) -> Vec<String> {
     let inner = list.trim().trim_start_matches('[').trim_end_matches(']');
@@ -244,11 +282,24 @@ fn module(node: &NodeProto) -> Option<String> {
     Some(module)
 }
 
-/// Whether a value is a step of the program, by its name: `val_7`, or the operator and a number, as in `new_ones_1`.
+/// Whether a value is a step of the program, by its name: `val_7`, or the operator, perhaps with its overload, and a number, as in
+/// `new_ones_1` and `scalar_tensor_default_2`.
 fn is_step(name: &str) -> bool {
-    let operator = name.trim_end_matches(|c: char| c.is_ascii_digit());
-    let operator = if operator.len() < name.len() { operator.strip_suffix('_').unwrap_or(operator) } else { operator };
+    let operator = stem(name);
+    let operator = operator.strip_suffix("_default").unwrap_or(operator);
     STEPS.split_whitespace().any(|s| s == operator)
+}
+
+/// A name without the number that tells it from others: `layer_norm` of `layer_norm_1`.
+pub(super) fn stem(name: &str) -> &str {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    if stem.len() < name.len() { stem.strip_suffix('_').unwrap_or(stem) } else { stem }
+}
+
+/// The number at the end of a name, 0 where there is none.
+pub(super) fn number(name: &str) -> usize {
+    let at = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    name[at..].parse().unwrap_or(0)
 }
 
 /// Operators of PyTorch that constants are made with. A parameter is not called like any of them.
@@ -321,9 +372,11 @@ mod tests {
     #[test]
     fn calls_tell_the_arguments() {
         let text = "%n : [num_users=2] = call_function[target=torch.ops.aten.layer_norm.default](args = (%add, [8, 2], %p_n_weight, None, 1e-05, False), kwargs = {})";
-        assert_eq!(call_of(text), ["layer_norm", "%add", "[8, 2]", "%p_n_weight", "None", "1e-05", "False"]);
+        let call = Call::parse(text);
+        assert_eq!((call.result.as_str(), call.operator.as_str()), ("n", "layer_norm"));
+        assert_eq!(call.arguments, ["%add", "[8, 2]", "%p_n_weight", "None", "1e-05", "False"]);
         let mut record = Record::default();
-        record.calls.insert("y".into(), call_of(text));
+        record.calls.insert("y".into(), call);
         let weight = Argument::Stored("p_n_weight".into(), Kind::Parameter);
         assert_eq!(record.argument("y", "LayerNormalization", 1), Some(weight));
         assert_eq!(record.argument("y", "LayerNormalization", 2), Some(Argument::None));

@@ -1,7 +1,7 @@
 //! The rules by which a constant is a parameter, a statistic or neither, from where it meets data in one graph.
 
 use super::evidence::Evidence;
-use super::fixed::{is_bank, is_filter, is_formula, is_mask, is_unit_vector};
+use super::fixed::{is_bank, is_filter, is_formula, is_mask, is_sinusoidal, is_unit_vector};
 use super::merged::{Merged, Site};
 use super::record::{Argument, Kind, Record};
 use super::roles::{COMPUTED, Decision, Role};
@@ -209,6 +209,8 @@ impl<'a> Rules<'a> {
         }
         match decisions.iter().find(|(role, _)| *role == Role::Param) {
             Some(_) if kind == Some(Kind::Buffer) => (Role::Constant, "the exporter recorded it as a buffer"),
+            // Among PyTorch's parameters there are some that it does not train.
+            Some(_) if is_sinusoidal(tensor) => (Role::Constant, "sines and cosines of positions"),
             Some((_, _)) if kind == Some(Kind::Parameter) => (Role::Param, "the exporter recorded it as a parameter"),
             Some(_) if self.tensors.record.is_mixed(name) => (Role::Param, COMPUTED),
             Some(decision) => *decision,

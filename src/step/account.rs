@@ -42,6 +42,8 @@ pub struct Account {
     pub quantized: usize,
     /// Trained tensors that the exporter computed from parameters, which the file does not hold, or holds elsewhere, too.
     pub computed: Vec<String>,
+    /// What is worth a word about the parameters of the file.
+    pub notes: Vec<String>,
 }
 
 impl Account {
@@ -56,6 +58,7 @@ impl Account {
             trained: stages.params.iter().map(|p| elements(&p.shape)).sum(),
             tensors: stages.params.len(),
             statistics: stages.stats.iter().map(|s| elements(&s.slot.shape)).sum(),
+            notes: model.notes.clone(),
             ..Self::default()
         };
         let quantized = quantized(graph);
@@ -89,6 +92,13 @@ impl Account {
             }
         }
         account.constant.sort_by_key(|f| std::cmp::Reverse(f.elements));
+        if !account.computed.is_empty() {
+            account.notes.push(format!(
+                "the exporter has computed {} from parameters, and what it computed is trained; torch.onnx.export(…, optimize=False) keeps the \
+                 parameters themselves",
+                names(account.computed.iter(), |name| format!("`{name}`"))
+            ));
+        }
         account
     }
 
@@ -113,17 +123,6 @@ impl Account {
             );
         }
         text
-    }
-
-    /// A word about what is trained in place of parameters.
-    pub fn note(&self) -> Option<String> {
-        (!self.computed.is_empty()).then(|| {
-            format!(
-                "the exporter has computed {} from parameters, and what it computed is trained; torch.onnx.export(…, optimize=False) keeps the \
-                 parameters themselves",
-                names(self.computed.iter(), |name| format!("`{name}`"))
-            )
-        })
     }
 
     /// What is worth a loud word: much of the model stays fixed, and the user did not ask for it.

@@ -60,7 +60,7 @@ impl Setup {
         check_metric(&recipe, &stages).map_err(|e| e.in_file(&model.path))?;
         let account = Account::new(&model, &graph, &stages);
         observer.note(&account.summary());
-        account.warning().iter().chain(&account.note()).chain(&stages.notes).for_each(|n| observer.note(n));
+        account.warning().iter().chain(&account.notes).chain(&stages.notes).for_each(|n| observer.note(n));
         let classes = class_names(&splits, stages.classes);
         if stages.classes > 0 {
             remember_classes(&mut recipe, &mut model, &splits, &classes);

@@ -229,6 +229,48 @@ class Rows(nn.Module):
         return self.last(torch.tanh(h + self.types(self.ids + 1).transpose(1, 2).flip(2).transpose(1, 2)).mean(1))
 
 
+class Parallel(nn.Module):
+    """Layers whose first values are equal, on one input: the dynamo exporter computes them once. A reader that transposes like another does not
+    make two layers of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 8)
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(3)])
+        self.mixes = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.condition = nn.Linear(6, 8)
+        self.modulations = nn.ModuleList([nn.Linear(8, 24, bias=False) for _ in range(3)])
+        for layer in self.modulations:
+            nn.init.zeros_(layer.weight)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        condition = F.silu(self.condition(x))
+        h = self.first(x.view(-1, 3, 2))
+        h = h + self.mixes[0](self.norms[0](h)) + torch.tanh(self.mixes[1](self.norms[1](h)))
+        for modulation, block in zip(self.modulations, self.blocks):
+            shift, scale, gate = modulation(condition).chunk(3, dim=1)
+            h = h + (1 + gate.unsqueeze(1)) * block(h * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1))
+        h = self.norms[2](h)
+        h = h + torch.tanh(h.transpose(1, 2)).transpose(1, 2) + torch.sin(h.transpose(1, 2)).transpose(1, 2)
+        return self.last(h.mean(1))
+
+
+class Sines(nn.Module):
+    """A position table that is a parameter for PyTorch, but not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 8)
+        angles = torch.arange(3)[:, None] * 10.0 ** -torch.arange(0, 4)[None]
+        self.positions = nn.Parameter(torch.cat([torch.sin(angles), torch.cos(angles)], 1), requires_grad=False)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.view(-1, 3, 2)) + self.positions).mean(1))
+
+
 def export(network, form, path):
     x = torch.randn(4, 32 if needs_image(network) else (12 if isinstance(network, Copies) else 6))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -288,6 +330,8 @@ CASES = {
     "mixture": (Mixture, ("train",)),
     "computed": (Computed, ("dynamo",)),
     "rows": (Rows, ("dynamo",)),
+    "parallel": (Parallel, ("script", "dynamo")),
+    "sines": (Sines, ("script", "dynamo")),
 }
 
 if __name__ == "__main__":
