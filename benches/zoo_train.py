@@ -74,7 +74,7 @@ FORMS = ("script-default", "dynamo-default", "script-eval", "script-train", "dyn
 METHODS = ("sgd", "sam")
 TOLERANCE, OUTPUT_TOLERANCE = 1e-4, 1e-3
 # An error below this may come from units at the kink of a Relu; then another batch, of another seed, decides.
-KINK = 0.5
+KINK = 1.0
 SEEDS, TRIES = range(3, 11), 3
 # An error up to so many times that of PyTorch's own float32 may be rounding.
 LENIENCY = 2
@@ -822,8 +822,10 @@ def check(name, form, network, bisam):
             break
         if "wrong" in row[method]:
             mixed = mixed_of(module, path) if form.startswith("dynamo") else {}
-            off = {k.lstrip("+") for k in row[method]["off"] if not k.startswith("folded.")}
-            if mixed and off <= set(mixed) | set().union(*mixed.values()):
+            off = {k.lstrip("+") for k in row[method]["off"]}
+            folded = any(k.startswith("folded.") for k in off)
+            # What follows from such a tensor parts from PyTorch's, too.
+            if mixed and (folded or off & (set(mixed) | set().union(*mixed.values()))):
                 made = "; ".join(f"`{name}` of {', '.join(sorted(parameters))}" for name, parameters in mixed.items())
                 row["left out"] = f"the exporter has made {made}, and PyTorch trains these"
             break

@@ -154,10 +154,30 @@ impl Tensor {
         exact.then(|| self.to_f64().into_iter().map(|v| v as i64).collect())
     }
 
-    /// The one element every element equals; `None` when they differ or there are none.
+    /// The one element every element equals; `None` when they differ or there are none. Zeros are equal, whatever their signs.
     pub fn uniform(&self) -> Option<f64> {
         let width = self.dtype.width();
         let first = self.bytes.get(..width)?;
-        self.bytes.chunks_exact(width).all(|c| c == first).then(|| self.to_f64().first().copied()).flatten()
+        let is_zero = |element: &[u8]| {
+            let sign = if self.dtype.is_float() { 0x80 } else { 0 };
+            element.split_last().is_some_and(|(last, rest)| last & !sign == 0 && rest.iter().all(|b| *b == 0))
+        };
+        let mut elements = self.bytes.chunks_exact(width);
+        let alike = if is_zero(first) { elements.all(is_zero) } else { elements.all(|e| e == first) };
+        alike.then(|| Self::from_bytes(self.dtype, &[], first.to_vec()).ok()?.to_f64().first().copied()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_of_either_sign_are_uniform() -> Result<()> {
+        assert_eq!(Tensor::new(&[3], &[0.0f32, -0.0, 0.0])?.uniform(), Some(0.0));
+        assert_eq!(Tensor::new(&[2], &[-0.0f32, 1.0])?.uniform(), None);
+        assert_eq!(Tensor::new(&[2], &[i64::MIN, 0])?.uniform(), None);
+        assert_eq!(Tensor::new(&[2], &[2.5f32, 2.5])?.uniform(), Some(2.5));
+        Ok(())
     }
 }
