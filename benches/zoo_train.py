@@ -31,7 +31,7 @@ which that does not help either, and whose error is at most twice that of PyTorc
 `script-live` cannot be compared step by step. Two runs of one seed must agree bit for bit, another seed must not, and `last.onnx` must
 compute what PyTorch computes in evaluation mode with the weights read back.
 
-Exports, references and results stay in .zoo-train/; a result is used again as long as the binary is the same.
+Exports, small references and results stay in .zoo-train/ (4 GB); a result is used again as long as the binary is the same.
 """
 
 import argparse
@@ -84,7 +84,9 @@ SHARE = 0.003
 # Roundings of a stored number that may add up in an export and two steps.
 ROUNDINGS = 3
 LIVE_RATE = 0.1
-LARGEST, TRAIN_SECONDS, FORM_SECONDS = 30_000_000, 60, 420
+LARGEST, TRAIN_SECONDS, FORM_SECONDS = 30_000_000, 120, 900
+# References of more bytes are made again when they are needed again.
+KEPT = 8 << 20
 
 
 # Networks and files
@@ -939,6 +941,9 @@ def run(name, form, network, options):
     if process.is_alive():
         process.kill()
         process.join()
+    for reference in (CACHE / name).glob("*.npz"):
+        if reference.stat().st_size > KEPT:
+            reference.unlink()
     row = earlier(name, form)
     if row is None:
         kind = "left out" if (CACHE / name / f"{form}.onnx").exists() else "not exported"
