@@ -410,7 +410,7 @@ def step(module, batch, labels, lr, method):
     with torch.no_grad():
         parameters = dict(zoo.trained(module))
         if method == "sam":
-            kept = {k: v.clone() for k, v in module.state_dict().items()}
+            kept = copy.deepcopy(module.state_dict())
             norm = torch.sqrt(sum((g.double() ** 2).sum() for g in first.values()))
             for k, p in parameters.items():
                 p += (RHO / (norm + 1e-12)).to(p.dtype) * first[k]
